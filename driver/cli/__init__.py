@@ -1,0 +1,1 @@
+"""Commands of the `stillframe` program: parse, call, show."""

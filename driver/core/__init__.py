@@ -1,0 +1,1 @@
+"""What every layer shares: ids, sizes, errors, settings, messages. Standard library only."""

@@ -1,0 +1,102 @@
+"""Where things are: the state folder, the repositories that its `repositories.toml` names, the process's environment.
+
+The only module that reads the environment. Any process, any thread.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from driver.core.errors import InvalidArgument, NotFound
+from driver.core.ids import check_name
+
+STATE_DEFAULT: Final = "/var/lib/stillframe"
+REPOSITORIES_FILE: Final = "repositories.toml"
+_KEYS: Final = frozenset({"url", "endpoint", "region", "ca", "credentials", "default"})
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A bucket and prefix (s3://bucket/prefix) or a folder (file:///folder), and how to reach it.
+
+    `credentials` is the path of a shared credentials file in AWS's format; without it the environment decides.
+    """
+
+    name: str
+    url: str
+    endpoint: str | None = None
+    region: str | None = None
+    ca: str | None = None
+    credentials: str | None = None
+    default: bool = False
+
+
+def state_folder() -> str:
+    """$STILLFRAME_STATE, else /var/lib/stillframe."""
+    return os.environ.get("STILLFRAME_STATE") or STATE_DEFAULT
+
+
+def environment(name: str) -> str | None:
+    """A variable of the environment; None if it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def repositories(state: Path) -> list[Repository]:
+    """All repositories that <state>/repositories.toml names; none if there is no such file. Raises InvalidArgument."""
+    path = state / REPOSITORIES_FILE
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return []
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"{path}: {error}", "it must be TOML; the README has an example") from None
+    tables = content.pop("repositories", {})
+    if content or not isinstance(tables, dict):
+        raise InvalidArgument(f"{path} may hold only [repositories.NAME] tables", "the README has an example")
+    found = [_repository(path, name, table) for name, table in tables.items()]
+    if sum(repository.default for repository in found) > 1:
+        raise InvalidArgument(f"{path} has more than one default repository", "leave `default = true` in one")
+    return found
+
+
+def _repository(path: Path, name: str, table: object) -> Repository:
+    check_name("repository", name)
+    if not isinstance(table, dict):
+        raise InvalidArgument(f"{path}: repository {name!r} is not a table", "write [repositories.NAME]")
+    unknown = set(table) - _KEYS
+    if unknown:
+        raise InvalidArgument(
+            f"{path}: repository {name!r} has unknown keys: {', '.join(sorted(unknown))}",
+            f"known ones: {', '.join(sorted(_KEYS))}",
+        )
+    default = table.get("default", False)
+    texts = {key: value for key, value in table.items() if key != "default"}
+    if not isinstance(default, bool) or not all(isinstance(value, str) and value for value in texts.values()):
+        raise InvalidArgument(f"{path}: repository {name!r}: every key takes a text, default takes true or false")
+    if not texts.get("url", "").startswith(("s3://", "file:///")):
+        raise InvalidArgument(
+            f"{path}: repository {name!r} needs a url", "write s3://bucket/prefix or file:///folder"
+        )
+    return Repository(name=name, default=default, **texts)
+
+
+def repository(state: Path, name: str | None) -> Repository:
+    """The repository of that name; without one the default, or the only one. Raises NotFound, InvalidArgument."""
+    found = repositories(state)
+    if name is None:
+        chosen = [item for item in found if item.default] or (found if len(found) == 1 else [])
+        if not chosen:
+            what = "no default repository" if found else "no repository"
+            raise NotFound(
+                f"{state / REPOSITORIES_FILE} has {what}", "name one with --repository, or add one (the README shows how)"
+            )
+        return chosen[0]
+    for item in found:
+        if item.name == name:
+            return item
+    known = ", ".join(item.name for item in found) or "none"
+    raise NotFound(f"there is no repository {name!r} (known: {known})", f"add it to {state / REPOSITORIES_FILE}")

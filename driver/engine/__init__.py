@@ -1,0 +1,1 @@
+"""Processes of the engine: keeper, service, and the clients that speak to them."""

@@ -1,0 +1,109 @@
+"""What the keeper has done by a short-lived fork of itself, because it may wait for a FUSE answer or for a lock.
+
+Each function gets the descriptors of its volumes, by volume and role, and a JSON argument; it returns a JSON result or
+raises a domain error. Standard library only, one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from driver.core.errors import NotPermitted, StillframeError, Unsupported
+from driver.host import files, kernel, loop
+from driver.volume import session
+from driver.volume.layout import OnFull, Shared, Word
+
+Argument = Mapping[str, Any]
+Volumes = Mapping[str, Mapping[str, int]]
+
+
+def mount(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Mount the FUSE file of one volume at `file`. Raises NotPermitted, Unsupported."""
+    ((_, roles),) = volumes.items()
+    file = argument["file"]
+    os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
+    os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    options = f"fd={roles['fuse']},rootmode=100600,user_id=0,group_id=0,max_read=1048576"
+    try:
+        kernel.mount("stillframe", file, "fuse.stillframe", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+    except PermissionError as error:
+        raise NotPermitted(f"mounting FUSE at {file}: {error.strerror}", "run the engine as root, privileged") from error
+    except OSError as error:
+        raise Unsupported(f"mounting FUSE at {file}: {error.strerror}", "load the kernel module: modprobe fuse") from error
+    return {}
+
+
+def attach(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Make the block device `node` on the mounted `file`, and note it in `record`."""
+    device = loop.attach(argument["file"], argument["node"], argument["block_size"], argument["label"])
+    files.write_json(Path(argument["record"]), {**asdict(device), "node": argument["node"]})
+    return {}
+
+
+def detach(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Take the block device noted in `record` and the FUSE mount away; either may be gone already."""
+    _detach(Path(argument["record"]))
+    with contextlib.suppress(OSError):  # not mounted, or gone with an earlier engine
+        kernel.umount(argument["file"])
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(argument["file"])
+    return {}
+
+
+def _detach(record: Path) -> None:
+    try:
+        noted = files.read_json(record)
+    except FileNotFoundError:
+        return
+    loop.detach(noted["node"], loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"]))
+    files.remove(record)
+
+
+def resize(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Publish a volume's new size, first to its readers, then to the device `node` (if there is one)."""
+    ((_, roles),) = volumes.items()
+    Shared(roles["memory"]).words[Word.SIZE_BYTES] = argument["size_bytes"]
+    if argument.get("node"):
+        loop.resize(argument["node"])
+        if loop.size_bytes(argument["node"]) != argument["size_bytes"]:
+            raise Unsupported("the kernel kept the device's old size", "detach the volume and attach it again")
+    return {}
+
+
+def cut(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Begin sessions on all the volumes at one instant."""
+    limits = session.Limits(argument["memory"], argument["spill"], OnFull[argument["on_full"]])
+    mapped = [Shared(roles["memory"]) for roles in volumes.values()]
+    return {"cut": session.begin(mapped, limits, argument["deadline_seconds"])}
+
+
+def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """End the sessions of all the volumes, and empty their spill files."""
+    session.end([Shared(roles["memory"]) for roles in volumes.values()], argument["deadline_seconds"])
+    for roles in volumes.values():
+        os.ftruncate(roles["spill"], 0)
+    return {}
+
+
+def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Take away the loop devices that an earlier engine noted in the folder `records`.
+
+    What is still mounted somewhere stays, dead: only its user can let go of it. Returns why.
+    """
+    stuck = []
+    for record in sorted(Path(argument["records"]).glob("*.json")):
+        try:
+            _detach(record)
+        except (StillframeError, OSError) as error:
+            stuck.append(str(error))
+    return {"stuck": stuck}
+
+
+HELPERS: Mapping[str, Callable[[Volumes, Argument], dict[str, Any]]] = {
+    function.__name__: function for function in (mount, attach, detach, resize, cut, end, clean)
+}

@@ -1,0 +1,111 @@
+"""Reads a running session's figures from the memory that its processes share. Any thread of the service."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from driver.core.errors import DeviceError, OutOfSpace, SnapshotFailed, StillframeError
+from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES, chunks_of, format_size
+from driver.engine.records import SessionRecord
+from driver.transfer.packbuffer import BUFFER_BYTES, Header, PackBuffers, State
+from driver.volume.layout import Failure, Shared, SlotWord, Word
+
+_COUNTED = (SlotWord.PREIMAGES, SlotWord.THROTTLED, SlotWord.THROTTLED_NANOSECONDS)
+
+
+class Meter:
+    """Maps a volume's and its session's memory; takes over the descriptors."""
+
+    def __init__(self, memory: int, packs: int) -> None:
+        self.shared = Shared(memory)
+        self._packs = PackBuffers(packs)
+        self._fds = (memory, packs)
+        self._lock = threading.Lock()  # guards against a close while a figure is read
+        self._closed = False
+        self._last: dict[str, Any] = {"session": None, "uploaded": {}, "progress": None}
+
+    def _sum(self, word: SlotWord) -> int:
+        count = self.shared.words[Word.SLOT_COUNT]
+        return sum(self.shared.slot_words(number)[word] for number in range(count))
+
+    def at_cut(self) -> dict[str, int]:
+        """What the volume's counters, which never go back, showed when the session began, and the cut's length."""
+        counted = {word.name: self._sum(word) for word in _COUNTED}
+        return {**counted, "CUT": self.shared.words[Word.CUT_NANOSECONDS]}
+
+    def read(self, record: SessionRecord) -> dict[str, Any]:
+        """`session`, `uploaded` and `progress` as a snapshot's description has them."""
+        with self._lock:
+            if not self._closed:
+                self._last = self._read(record)
+            return self._last
+
+    def _read(self, record: SessionRecord) -> dict[str, Any]:
+        words = self.shared.words
+        packs = self._packs
+        baseline = record.baseline or {}
+        counted = {word: self._sum(word) - baseline.get(word.name, 0) for word in _COUNTED}
+        filled = packs.count - len(packs.packs_in(State.FREE))
+        total = chunks_of(record.size_bytes)
+        stored = packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS)
+        return {
+            "session": {
+                "preimages": counted[SlotWord.PREIMAGES],
+                "preimage_bytes": counted[SlotWord.PREIMAGES] * UNIT_BYTES,
+                "buffer_bytes": words[Word.USED] * UNIT_BYTES + filled * BUFFER_BYTES,
+                "buffer_peak_bytes": words[Word.PEAK] * UNIT_BYTES + packs.count * BUFFER_BYTES,
+                "budget_bytes": record.budget_bytes,
+                "spill_bytes": words[Word.SPILL_USED] * UNIT_BYTES,
+                "throttled": counted[SlotWord.THROTTLED],
+                "throttle_seconds": counted[SlotWord.THROTTLED_NANOSECONDS] / 1e9,
+                "cut_seconds": baseline.get("CUT", 0) / 1e9,
+                "retries": packs.get(Header.RETRIES),
+            },
+            "uploaded": {
+                "uploaded_bytes": packs.get(Header.UPLOADED_BYTES),
+                "requests": packs.get(Header.REQUESTS),
+                "stored_bytes": packs.get(Header.STORED_BYTES),
+            },
+            "progress": {
+                "chunks_total": total,
+                "chunks_sealed": min(words[Word.SWEPT_CHUNKS], total),
+                "chunks_stored": min(stored, total),
+                "bytes_total": record.size_bytes,
+                "bytes_done": min(stored * CHUNK_BYTES, record.size_bytes),
+            },
+        }
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self.shared.close()
+                self._packs.close()
+                for fd in self._fds:
+                    os.close(fd)
+
+
+def failure_of(shared: Shared, record: SessionRecord) -> StillframeError | None:
+    """Why the block path or the sweeper failed the session, if they did."""
+    failure = Failure(shared.words[Word.FAILED])
+    reason = os.strerror(shared.words[Word.FAILED_ERRNO])
+    match failure:
+        case Failure.NONE:
+            return None
+        case Failure.BUFFER_FULL:
+            return OutOfSpace(
+                f"the pre-images outgrew the session's {format_size(record.budget_bytes)} of memory and its spill file: "
+                "the volume was overwritten faster than the store took the snapshot",
+                "raise --session-memory or --spill, give the store more bandwidth, or snapshot at a quieter time",
+            )
+        case Failure.READ_ERROR:
+            return DeviceError(
+                f"reading volume {record.volume_name!r} on this node's disk failed: {reason}",
+                "check the disk (dmesg, smartctl); the volume's own data may be damaged",
+            )
+        case Failure.SPILL_ERROR:
+            return DeviceError(f"the spill file could not be read back: {reason}", "check the node's disk")
+        case _:
+            return SnapshotFailed(f"the session failed: {failure.name.lower()}")

@@ -1,0 +1,138 @@
+"""What the engine keeps on disk of volumes and sessions. A record is written whole, durably, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+from driver.core.errors import DataCorrupt, Unsupported
+from driver.core.ids import new_id
+from driver.host import files
+
+STATE_FORMAT: Final = 1
+_Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRecord:
+    """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes."""
+
+    id: str
+    name: str
+    size_bytes: int
+    provisioning: str
+    logical_block_size: int
+    created: str
+    lineage: str
+    state: str = "available"
+    source_snapshot: str | None = None
+    restore_job: str | None = None
+
+    def changed(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time."""
+
+    id: str
+    name: str
+    repository: str
+    volume_id: str
+    volume_name: str
+    lineage: str
+    size_bytes: int
+    logical_block_size: int
+    on_buffer_full: str
+    budget_bytes: int
+    state: str = "preparing"
+    created: str = ""
+    error: dict[str, Any] | None = None
+    baseline: dict[str, int] | None = None
+    statistics: dict[str, Any] | None = None
+    uploaded: dict[str, Any] | None = None
+
+    def changed(self, **changes: Any) -> Self:
+        return replace(self, **changes)
+
+
+class Folder:
+    """The state folder: `volumes/<id>/` and `sessions/<id>/`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in ("volumes", "sessions", "run", "run/disks", "run/loops"):
+            (path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def engine_id(self) -> str:
+        """The engine's own id, made at the first start. Raises Unsupported for the folder of a newer version."""
+        path = self.path / "state.json"
+        if not path.exists():
+            files.write_json(path, {"format": STATE_FORMAT, "engine_id": new_id()[:8]})
+        content = files.read_json(path)
+        if content.get("format") != STATE_FORMAT:
+            raise Unsupported(
+                f"{self.path} was written by another version of Stillframe (format {content.get('format')}; "
+                f"this one reads {STATE_FORMAT})",
+                "start the version that wrote it",
+            )
+        return str(content["engine_id"])
+
+    def volume_folder(self, volume_id: str) -> Path:
+        return self.path / "volumes" / volume_id
+
+    def session_folder(self, session_id: str) -> Path:
+        return self.path / "sessions" / session_id
+
+    def save_volume(self, record: VolumeRecord) -> None:
+        files.write_json(self.volume_folder(record.id) / "volume.json", asdict(record))
+
+    def save_session(self, record: SessionRecord) -> None:
+        folder = self.session_folder(record.id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        files.write_json(folder / "session.json", asdict(record))
+
+    def volumes(self) -> Iterator[VolumeRecord]:
+        """Every volume; folders without a record are remains of a creation or deletion, and are removed."""
+        for folder in sorted((self.path / "volumes").iterdir()):
+            try:
+                content = files.read_json(folder / "volume.json")
+            except FileNotFoundError:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            yield _load(VolumeRecord, content, folder)
+
+    def sessions(self) -> Iterator[SessionRecord]:
+        for folder in sorted((self.path / "sessions").iterdir()):
+            try:
+                content = files.read_json(folder / "session.json")
+            except FileNotFoundError:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            yield _load(SessionRecord, content, folder)
+
+    def remove_volume(self, volume_id: str) -> None:
+        """Remove record, then data. Nothing happens if it is gone."""
+        folder = self.volume_folder(volume_id)
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(folder / "volume.json")
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_session(self, session_id: str) -> None:
+        folder = self.session_folder(session_id)
+        with contextlib.suppress(FileNotFoundError):
+            files.remove(folder / "session.json")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(kind: type[_Record], content: dict[str, Any], folder: Path) -> _Record:
+    known = {field.name for field in fields(kind)}
+    try:
+        return kind(**{key: value for key, value in content.items() if key in known})
+    except TypeError as error:
+        raise DataCorrupt(f"the record in {folder} lacks a field: {error}", "restore it from a backup") from None

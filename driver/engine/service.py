@@ -1,0 +1,278 @@
+"""The engine service: answers the command line (and the node plugin) over `run/engine.sock`. Holds no I/O.
+
+A thread a connection, one call after another on each; `CALLS` says what there is. It may die at any time: the keeper
+starts it again, and it finds volumes, sessions and restores by their records.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from driver import __version__
+from driver.core import messages, settings
+from driver.core.errors import Internal, InvalidArgument, NotPermitted, StillframeError
+from driver.core.messages import Message
+from driver.engine.clients import KeeperClient, TransferClient
+from driver.engine.jobs import Jobs
+from driver.engine.records import Folder
+from driver.engine.sessions import Sessions
+from driver.engine.settings import Settings, parse
+from driver.engine.snapshots import Snapshots
+from driver.engine.volumes import Volumes
+from driver.host import kernel
+
+_PEER: Final = struct.Struct("3i")
+_TRANSFER_SECONDS: Final = 20.0
+Arguments = Mapping[str, Any]
+
+
+class Service:
+    """Everything that a call may need."""
+
+    def __init__(self, given: Settings, keeper_fd: int) -> None:
+        self.settings = given
+        self.folder = Folder(given.state)
+        self.engine_id = self.folder.engine_id()
+        self.keeper = KeeperClient(keeper_fd, lambda: self.stop(given.grace_seconds))
+        self.transfer = TransferClient(given.state / "run" / "transfer.sock")
+        if not self.keeper.list()["volumes"]:
+            self._clean()
+        self.volumes = Volumes(self.folder, given, self.keeper, self.engine_id)
+        self.sessions = Sessions(self.folder, given, self.volumes, self.keeper, self.transfer)
+        self.jobs = Jobs(self.transfer)
+        self.snapshots = Snapshots(self.sessions, self.volumes, self.transfer, self.jobs)
+        self._stopping = threading.Lock()
+
+    def _clean(self) -> None:
+        """Take away what an earlier engine on this state folder left: loop devices and nodes."""
+        for line in self.keeper.run("clean", [], records=f"{self.settings.state}/run/loops")["stuck"]:
+            say(f"left by an earlier engine and still in use: {line}")
+        for name in os.listdir(self.settings.state / "dev"):
+            os.unlink(self.settings.state / "dev" / name)
+
+    def resume(self) -> None:
+        """Go on with what the transfer supervisor was doing for an earlier service, if there is anything."""
+        if all(record.state != "restoring" for record in self.volumes.all()):
+            return
+        deadline = time.monotonic() + _TRANSFER_SECONDS
+        while not (self.settings.state / "run" / "transfer.sock").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.snapshots.resume_restores()
+
+    def repository(self, arguments: Arguments) -> str:
+        """The repository that the call names, or the default one. Raises NotFound."""
+        return settings.repository(self.settings.state, arguments.get("repository")).name
+
+    def stop(self, grace_seconds: float) -> None:
+        """Detach all volumes, waiting `grace_seconds` for those in use; then have the keeper end everything."""
+        if not self._stopping.acquire(blocking=False):
+            return
+        deadline = time.monotonic() + grace_seconds
+        for record in self.volumes.all():
+            while self.volumes.is_attached(record):
+                try:
+                    self.volumes.detach(record.name)
+                except StillframeError as error:
+                    if time.monotonic() > deadline:
+                        say(f"stopping although volume {record.name} is in use: {error}")
+                        break
+                    time.sleep(0.2)
+        self.keeper.stop()
+
+
+def _volume(service: Service, name: str) -> Message:
+    return service.volumes.describe(service.volumes.record(name))
+
+
+def _info(service: Service, arguments: Arguments) -> Message:
+    given = service.settings
+    configured = settings.repositories(given.state)
+    return {
+        "version": __version__, "pid": os.getpid(), "engine_id": service.engine_id, "state": str(given.state),
+        "repositories": [{"name": r.name, "url": r.url, "default": r.default} for r in configured],
+        "settings": {
+            "node_bytes": given.node_bytes, "session_bytes": given.session_bytes, "spill_bytes": given.spill_bytes,
+            "upload_rate": given.upload_rate, "processes": given.processes,
+        },
+        "processes": service.keeper.list(),
+    }  # fmt: skip
+
+
+def _stop(service: Service, arguments: Arguments) -> Message:
+    grace = float(arguments.get("grace_seconds", service.settings.grace_seconds))
+    threading.Timer(0.05, service.stop, [grace]).start()
+    return {}
+
+
+def _create_volume(service: Service, arguments: Arguments) -> Message:
+    record = service.volumes.create(
+        arguments["name"], int(arguments["size_bytes"]), arguments.get("provisioning", "thick"),
+        int(arguments.get("logical_block_size", 4096)),
+    )  # fmt: skip
+    return _volume(service, record.name)
+
+
+def _list_volumes(service: Service, arguments: Arguments) -> Message:
+    return {"volumes": [service.volumes.describe(record) for record in service.volumes.all()]}
+
+
+def _attach(service: Service, arguments: Arguments) -> Message:
+    return _volume(service, service.volumes.attach(arguments["name"]).name)
+
+
+def _detach(service: Service, arguments: Arguments) -> Message:
+    return _volume(service, service.volumes.detach(arguments["name"]).name)
+
+
+def _grow(service: Service, arguments: Arguments) -> Message:
+    return _volume(service, service.volumes.grow(arguments["name"], int(arguments["size_bytes"])).name)
+
+
+def _delete_volume(service: Service, arguments: Arguments) -> Message:
+    service.volumes.delete(arguments["name"])
+    return {}
+
+
+def _create_snapshot(service: Service, arguments: Arguments) -> Message:
+    record = service.sessions.create(
+        arguments["volume"], arguments.get("name"), service.repository(arguments),
+        arguments.get("on_buffer_full", "throttle"),
+    )  # fmt: skip
+    return service.sessions.describe(record)
+
+
+def _list_snapshots(service: Service, arguments: Arguments) -> Message:
+    return {"snapshots": service.snapshots.list(service.repository(arguments))}
+
+
+def _show_snapshot(service: Service, arguments: Arguments) -> Message:
+    return service.snapshots.show(arguments["snapshot"], service.repository(arguments))
+
+
+def _verify(service: Service, arguments: Arguments) -> Message:
+    return {"job": service.snapshots.verify(arguments["snapshot"], service.repository(arguments))}
+
+
+def _restore(service: Service, arguments: Arguments) -> Message:
+    size_bytes = arguments.get("size_bytes")
+    job, record = service.snapshots.restore(
+        arguments["snapshot"], service.repository(arguments), arguments["volume"],
+        None if size_bytes is None else int(size_bytes), arguments.get("provisioning"),
+    )  # fmt: skip
+    return {"job": job, "volume": service.volumes.describe(record)}
+
+
+def _delete_snapshot(service: Service, arguments: Arguments) -> Message:
+    service.snapshots.delete(arguments["snapshot"], service.repository(arguments))
+    return {}
+
+
+def _job(service: Service, arguments: Arguments) -> Message:
+    return service.jobs.status(arguments["job"], float(arguments.get("wait_seconds", 0)))
+
+
+CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
+    "engine.info": _info,
+    "engine.stop": _stop,
+    "volume.create": _create_volume,
+    "volume.list": _list_volumes,
+    "volume.show": lambda service, arguments: _volume(service, arguments["name"]),
+    "volume.attach": _attach,
+    "volume.detach": _detach,
+    "volume.grow": _grow,
+    "volume.delete": _delete_volume,
+    "snapshot.create": _create_snapshot,
+    "snapshot.list": _list_snapshots,
+    "snapshot.show": _show_snapshot,
+    "snapshot.verify": _verify,
+    "snapshot.restore": _restore,
+    "snapshot.delete": _delete_snapshot,
+    "job.status": _job,
+}
+
+
+def answer(service: Service, message: Message) -> Message:
+    """The answer to one call. Raises nothing: a defect is an `Internal` error, its traceback goes to the log."""
+    try:
+        call = CALLS.get(message.get("call", ""))
+        if call is None:
+            raise InvalidArgument(f"the engine has no call {message.get('call')!r}")
+        arguments = message.get("args", {})
+        try:
+            return {"result": call(service, arguments)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidArgument(f"{message['call']}: a wrong or missing argument: {error}") from error
+    except StillframeError as error:
+        return {"error": error.to_message()}
+    except Exception as error:  # the outermost loop of a connection
+        traceback.print_exc()
+        return {"error": Internal(f"{message.get('call')}: {error}", "the engine's log has the details").to_message()}
+
+
+def serve_connection(service: Service, connection: socket.socket) -> None:
+    """Answer the calls of one connection, after a look at who is there."""
+    with connection:
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        try:
+            if _PEER.unpack(peer)[1] not in (0, os.geteuid()):
+                messages.send(connection, {"error": NotPermitted("only root may speak to the engine").to_message()})
+                return
+            while True:
+                received = messages.receive(connection)
+                if received is None:
+                    return
+                message, fds = received
+                messages.close_all(fds)
+                messages.send(connection, answer(service, message))
+        except (OSError, StillframeError) as error:
+            say(f"a connection broke: {error}")
+
+
+def listen(path: str) -> socket.socket:
+    """A listening socket at `path`, mode 0600; what was there is replaced."""
+    beside = f"{path}.new"
+    if os.path.exists(beside):
+        os.unlink(beside)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(beside)
+    os.chmod(beside, 0o600)
+    listener.listen(64)
+    os.rename(beside, path)
+    return listener
+
+
+def say(text: str) -> None:
+    """A line in the log (standard error)."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} engine: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> NoReturn:
+    kernel.set_process_name("sf-engine")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    given, keeper_fd = parse(sys.argv[1:])
+    os.set_inheritable(keeper_fd, False)
+    try:
+        service = Service(given, keeper_fd)
+    except StillframeError as error:
+        say(f"error: {error.message}; {error.hint}")
+        socket.socket(fileno=keeper_fd)
+        sys.exit(1)
+    service.resume()
+    listener = listen(str(given.state / "run" / "engine.sock"))
+    say(f"ready on {given.state}")
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=serve_connection, args=[service, connection], daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""Sessions of this node: begun, watched to their commit or failure, ended. One thread a running session watches it.
+
+What a session is made of survives this service: memory and sweeper with the keeper, the sender with the transfer
+supervisor, the record on disk. A new service finds them again by the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from driver.core.errors import (
+    AlreadyExists,
+    EngineUnavailable,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    SnapshotFailed,
+    StillframeError,
+)
+from driver.core.ids import check_name, snapshot_id
+from driver.core.sizes import UNIT_BYTES, format_size
+from driver.engine.clients import KeeperClient, TransferClient
+from driver.engine.meter import Meter, failure_of
+from driver.engine.records import Folder, SessionRecord, VolumeRecord
+from driver.engine.settings import SESSION_BYTES_MIN, Settings, divide
+from driver.engine.volumes import Volumes
+from driver.host import files
+from driver.transfer.packbuffer import memory_bytes
+
+_SWEEP: Final = "sweep"
+_DRAIN_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.05
+_RUNNING: Final = ("preparing", "uploading")
+
+
+class Sessions:
+    """All sessions, running and ended, that this node has a record of."""
+
+    def __init__(
+        self, folder: Folder, settings: Settings, volumes: Volumes, keeper: KeeperClient, transfer: TransferClient
+    ) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._volumes = volumes
+        self._keeper = keeper
+        self._transfer = transfer
+        self._table = threading.Lock()  # guards the two below
+        self._records = {record.id: record for record in folder.sessions()}
+        self._meters: dict[str, Meter] = {}
+        self._aborted: set[str] = set()
+        self._wanted: set[str] = set()
+        for record in list(self._records.values()):
+            if record.state in _RUNNING:
+                self._find_again(record)
+
+    # --- what is known
+
+    def record(self, session: str) -> SessionRecord | None:
+        with self._table:
+            return self._records.get(session)
+
+    def all(self) -> list[SessionRecord]:
+        with self._table:
+            return sorted(self._records.values(), key=lambda record: (record.created, record.name))
+
+    def describe(self, record: SessionRecord) -> dict[str, Any]:
+        """A snapshot as the command line shows it, as far as this node knows."""
+        with self._table:
+            meter = self._meters.get(record.id)
+        live = meter.read(record) if meter is not None and record.state in _RUNNING else {}
+        uploaded = record.uploaded or live.get("uploaded") or {}
+        return {
+            "id": record.id,
+            "name": record.name,
+            "handle": f"{record.repository}:{record.id}",
+            "repository": record.repository,
+            "volume": {"id": record.volume_id, "name": record.volume_name},
+            "lineage": record.lineage,
+            "state": "uploading" if record.state == "preparing" else record.state,
+            "created": record.created,
+            "size_bytes": record.size_bytes,
+            "logical_block_size": record.logical_block_size,
+            "uploaded_bytes": uploaded.get("uploaded_bytes", 0),
+            "requests": uploaded.get("requests", 0),
+            "stored_bytes": uploaded.get("stored_bytes", 0),
+            "error": record.error,
+            "progress": live.get("progress"),
+            "session": live.get("session") or record.statistics,
+        }
+
+    # --- begin
+
+    def create(self, volume: str, name: str | None, repository: str, on_full: str) -> SessionRecord:
+        """Cut the volume and start the upload; returns right after the cut. The same name gives the same snapshot.
+
+        Raises FailedPrecondition (another session of the volume runs, no budget left), AlreadyExists, NotFound, and
+        what the repository answers. Nothing is left behind when it raises.
+        """
+        if on_full not in ("throttle", "fail"):
+            raise InvalidArgument(f"onBufferFull {on_full!r}", "use throttle or fail")
+        name = check_name("snapshot", name or f"{volume}-{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%fZ')[:-4]}Z")
+        with self._volumes.locked(volume):
+            of = self._volumes.record(volume)
+            known = self.record(snapshot_id(name))
+            if known is not None:
+                if (known.volume_id, known.repository) == (of.id, repository):
+                    return known
+                raise AlreadyExists(
+                    f"snapshot {name!r} exists, of volume {known.volume_name!r} in repository {known.repository!r}",
+                    "take another name",
+                )
+            self._check_may_begin(of)
+            record = SessionRecord(
+                id=snapshot_id(name), name=name, repository=repository, volume_id=of.id, volume_name=of.name,
+                lineage=of.lineage, size_bytes=of.size_bytes, logical_block_size=of.logical_block_size,
+                on_buffer_full=on_full, budget_bytes=self._budget(),
+            )  # fmt: skip
+            self._transfer.ask(
+                f"begin-{record.id}", "begin",
+                {
+                    "repository": repository, "snapshot": {"id": record.id, "name": name},
+                    "volume": {"id": of.id, "name": of.name}, "lineage": of.lineage, "node": os.uname().nodename,
+                },
+            )  # fmt: skip
+            return self._begin(of, record)
+
+    def _check_may_begin(self, of: VolumeRecord) -> None:
+        running = self._volumes.session_of(of.id)
+        if running is not None:
+            other = self.record(running)
+            raise FailedPrecondition(
+                f"another snapshot of volume {of.name!r} is being made: {other.name if other else running}",
+                "wait for its end, or delete it",
+            )
+        if of.state != "available":
+            raise FailedPrecondition(f"volume {of.name!r} is being restored", "wait until it is available")
+
+    def _budget(self) -> int:
+        """Bytes for one more session under the node's cap. Raises FailedPrecondition."""
+        taken = sum(record.budget_bytes for record in self.all() if record.state in _RUNNING)
+        left = self._settings.node_bytes - taken
+        if left < SESSION_BYTES_MIN:
+            raise FailedPrecondition(
+                f"running snapshots use {format_size(taken)} of the {format_size(self._settings.node_bytes)} "
+                "that sessions may use on this node",
+                "wait until one has ended, or raise --node-memory",
+            )
+        return min(left, self._settings.session_bytes)
+
+    def _begin(self, of: VolumeRecord, record: SessionRecord) -> SessionRecord:
+        folder = self._folder.session_folder(record.id)
+        budget = divide(record.budget_bytes)
+        self._save(record)
+        self._volumes.set_session(of.id, record.id)
+        packs = os.memfd_create("stillframe-packs", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(packs, memory_bytes(budget.packs))
+            spool = os.open(folder / "spool", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.close(spool)
+            self._volumes.open(of)
+            self._keeper.put(of.id, {"packs": packs})
+            meter = self._meter(record)
+            cut = self._keeper.run(
+                "cut", [of.id], memory=budget.preimages, spill=self._settings.spill_bytes // UNIT_BYTES,
+                on_full=record.on_buffer_full.upper(), deadline_seconds=self._settings.cut_seconds,
+            )["cut"]  # fmt: skip
+            created = datetime.fromtimestamp(cut, UTC).isoformat(timespec="microseconds")
+            record = self._save(
+                record.changed(state="uploading", created=created, baseline=meter.at_cut())
+            )
+        except BaseException:
+            with contextlib.suppress(StillframeError):
+                self._release(of.id)
+            self._forget(record)
+            raise
+        finally:
+            os.close(packs)
+        self._start_work(record)
+        return record
+
+    def _start_work(self, record: SessionRecord) -> None:
+        self._keeper.keep(record.volume_id, _SWEEP, _SWEEP, {"bytes_per_second": self._settings.upload_rate})
+        with self._table:
+            self._wanted.add(record.id)
+        threading.Thread(target=self._watch, args=[record.id], name=f"session-{record.name}", daemon=True).start()
+
+    def _find_again(self, record: SessionRecord) -> None:
+        """After a restart of this service: go on with a session whose memory the keeper still holds, else fail it."""
+        held = self._keeper.list()["volumes"].get(record.volume_id, {})
+        if record.state == "uploading" and "packs" in held.get("roles", []):
+            self._volumes.set_session(record.volume_id, record.id)
+            self._meter(record)
+            self._start_work(record)
+            return
+        lost = SnapshotFailed("the engine was stopped, or lost its power, before the snapshot was complete")
+        self._save(record.changed(state="failed", error=lost.to_message()))
+
+    # --- watch and end
+
+    def _watch(self, session: str) -> None:
+        """Until the session has ended. The outermost loop of its thread."""
+        while True:
+            record = self.record(session)
+            if record is None or record.state not in _RUNNING:
+                return
+            try:
+                outcome = self._look(record)
+                if outcome is not None:
+                    self._end(record, outcome)
+            except (StillframeError, OSError) as error:
+                print(f"session {record.name}: {error}; trying again", flush=True)
+                time.sleep(1.0)
+
+    def _look(self, record: SessionRecord) -> dict[str, Any] | None:
+        """The record's changes if the session has come to its end."""
+        if record.id in self._aborted:
+            error = SnapshotFailed("it was deleted while it was being made")
+            return {"state": "aborted", "error": error.to_message()}
+        meter = self._meter(record)
+        failure = failure_of(meter.shared, record)
+        if failure is not None:
+            return {"state": "failed", "error": failure.to_message()}
+        try:
+            status = self._transfer.status(record.id, 0.2)
+        except NotFound:
+            self._start_sender(record)
+            return None
+        except EngineUnavailable:
+            time.sleep(_POLL_SECONDS)
+            return None
+        if status["state"] == "running":
+            return None
+        if status["state"] == "done":
+            return {"state": "committed"}
+        return {"state": "failed", "error": status["error"]}
+
+    def _start_sender(self, record: SessionRecord) -> None:
+        (packs,) = self._keeper.take(record.volume_id, ["packs"])
+        folder = self._folder.session_folder(record.id)
+        spool = os.open(folder / "spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._transfer.start(
+                record.id, "send",
+                {
+                    "repository": record.repository,
+                    "snapshot": {"id": record.id, "name": record.name, "created": record.created},
+                    "volume": {
+                        "id": record.volume_id, "name": record.volume_name, "size_bytes": record.size_bytes,
+                        "logical_block_size": record.logical_block_size,
+                    },
+                    "lineage": record.lineage, "node": os.uname().nodename,
+                    "upload_rate_bytes": self._settings.upload_rate,
+                },
+                [packs, spool],
+            )  # fmt: skip
+        finally:
+            os.close(packs)
+            os.close(spool)
+
+    def _end(self, record: SessionRecord, outcome: dict[str, Any]) -> None:
+        """Stop what works for the session, keep its figures, give its memory back, and say how it ended."""
+        with contextlib.suppress(NotFound):
+            self._transfer.cancel(record.id)
+        figures = self._meter(record).read(record)
+        self._release(record.volume_id)
+        files.remove(self._folder.session_folder(record.id) / "spool")
+        self._volumes.set_session(record.volume_id, None)
+        with contextlib.suppress(NotFound):
+            of = next(v for v in self._volumes.all() if v.id == record.volume_id)
+            with self._volumes.locked(of.name):
+                self._volumes.close(of)
+        self._drop_meter(record)
+        self._save(record.changed(statistics=figures["session"], uploaded=figures["uploaded"], **outcome))
+        with contextlib.suppress(StillframeError):
+            self._transfer.forget(record.id)
+
+    def _release(self, volume_id: str) -> None:
+        """End the session in the volume's memory, if there is one."""
+        self._keeper.unkeep(volume_id, _SWEEP)
+        self._keeper.run("end", [volume_id], deadline_seconds=_DRAIN_SECONDS)
+        self._keeper.drop(volume_id, ["packs"])
+
+    def abort(self, session: str) -> None:
+        """End a running session for good, and wait until it has ended. Nothing happens to one that has."""
+        with self._table:
+            self._aborted.add(session)
+        self.wait(session, lambda record: record.state not in _RUNNING)
+
+    def wait(self, session: str, until: Callable[[SessionRecord], bool]) -> None:
+        """Until the record is gone or as wanted."""
+        record = self.record(session)
+        while record is not None and not until(record):
+            time.sleep(_POLL_SECONDS)
+            record = self.record(session)
+
+    def forget(self, session: str) -> None:
+        """Drop the record of a session that has ended."""
+        record = self.record(session)
+        if record is not None:
+            self._forget(record)
+
+    # --- records and meters
+
+    def _save(self, record: SessionRecord) -> SessionRecord:
+        self._folder.save_session(record)
+        with self._table:
+            self._records[record.id] = record
+        return record
+
+    def _forget(self, record: SessionRecord) -> None:
+        self._drop_meter(record)
+        self._volumes.set_session(record.volume_id, None)
+        with self._table:
+            self._records.pop(record.id, None)
+        self._folder.remove_session(record.id)
+
+    def _meter(self, record: SessionRecord) -> Meter:
+        with self._table:
+            meter = self._meters.get(record.id)
+        if meter is None:
+            memory, packs = self._keeper.take(record.volume_id, ["memory", "packs"])
+            meter = Meter(memory, packs)
+            with self._table:
+                self._meters[record.id] = meter
+        return meter
+
+    def _drop_meter(self, record: SessionRecord) -> None:
+        with self._table:
+            meter = self._meters.pop(record.id, None)
+        if meter is not None:
+            meter.close()

@@ -1,0 +1,146 @@
+"""Snapshots as a user sees them: this node's sessions and what the repositories hold, and what can be done with both."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound, StillframeError
+from driver.core.ids import check_name, is_id, new_id, snapshot_id
+from driver.core.sizes import format_size, volume_size
+from driver.engine.clients import TransferClient
+from driver.engine.jobs import Jobs
+from driver.engine.records import VolumeRecord
+from driver.engine.sessions import Sessions
+from driver.engine.volumes import Volumes
+from driver.host import disks
+
+_LIVE = ("preparing", "uploading")
+
+
+class Snapshots:
+    """`repository` arguments are names; `snapshot` arguments are names, ids, or handles `<repository>:<id>`."""
+
+    def __init__(self, sessions: Sessions, volumes: Volumes, transfer: TransferClient, jobs: Jobs) -> None:
+        self._sessions = sessions
+        self._volumes = volumes
+        self._transfer = transfer
+        self._jobs = jobs
+        self._asked = threading.Lock()  # guards `_number`
+        self._number = 0
+
+    def _ask(self, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+        return self._transfer.ask(f"{kind}-{new_id()}", kind, spec)
+
+    @staticmethod
+    def _find(snapshot: str, repository: str) -> tuple[str, str]:
+        """The repository and the id that a user's words mean."""
+        if ":" in snapshot:
+            repository, _, snapshot = snapshot.rpartition(":")
+        if not is_id(snapshot):
+            snapshot = snapshot_id(check_name("snapshot", snapshot))
+        return repository, snapshot
+
+    def list(self, repository: str) -> list[dict[str, Any]]:
+        """All snapshots of a repository, and this node's sessions into it."""
+        found = {item["id"]: item for item in self._ask("list", {"repository": repository})["snapshots"]}
+        for record in self._sessions.all():
+            if record.repository == repository and (record.id not in found or record.state in _LIVE):
+                found[record.id] = self._sessions.describe(record)
+        return sorted(found.values(), key=lambda item: (item.get("created") or "", item["name"] or ""))
+
+    def show(self, snapshot: str, repository: str) -> dict[str, Any]:
+        """One snapshot. Raises NotFound."""
+        where, found = self._find(snapshot, repository)
+        record = self._sessions.record(found)
+        local = self._sessions.describe(record) if record is not None and record.repository == where else None
+        if local is not None and local["state"] != "committed":
+            return local
+        try:
+            remote = self._ask("show", {"repository": where, "snapshot": found})
+        except NotFound:
+            raise NotFound(f"there is no snapshot {snapshot!r} in repository {where!r}", "see: snapshot list") from None
+        return {**remote, **{key: local[key] for key in ("session",) if local is not None}}
+
+    def verify(self, snapshot: str, repository: str) -> str:
+        """Start to read and check every byte of a snapshot; the job."""
+        where, found = self._committed(snapshot, repository)
+        return self._jobs.start("verify", {"repository": where, "snapshot": found["id"]})
+
+    def _committed(self, snapshot: str, repository: str) -> tuple[str, dict[str, Any]]:
+        found = self.show(snapshot, repository)
+        if found["state"] != "committed":
+            raise FailedPrecondition(f"snapshot {snapshot!r} is {found['state']}, not committed", "see: snapshot show")
+        return found["handle"].rpartition(":")[0] or repository, found
+
+    def restore(
+        self, snapshot: str, repository: str, volume: str, size_bytes: int | None, provisioning: str | None
+    ) -> tuple[str, VolumeRecord]:
+        """Start to make a new volume of a snapshot; the job, and the volume, which is `restoring` until it has ended.
+
+        Raises InvalidArgument for a size below the snapshot's, AlreadyExists, OutOfSpace, NotFound.
+        """
+        where, found = self._committed(snapshot, repository)
+        size_bytes = volume_size(size_bytes or found["size_bytes"])
+        if size_bytes < found["size_bytes"]:
+            raise InvalidArgument(
+                f"snapshot {snapshot!r} has {format_size(found['size_bytes'])}, more than {format_size(size_bytes)}",
+                f"ask for at least {found['size_bytes']} bytes",
+            )
+        job = new_id()
+        source = {
+            "lineage": found["lineage"], "state": "restoring", "source_snapshot": found["handle"], "restore_job": job,
+        }  # fmt: skip
+        record = self._volumes.create(
+            volume, size_bytes, provisioning or "thick", found["logical_block_size"], **source
+        )
+        try:
+            backing = disks.open_direct(self._volumes.disk(record), record.logical_block_size)
+            spec = {"repository": where, "snapshot": found["id"]}
+            self._jobs.start("restore", spec, [backing], lambda error: self._restored(volume, error), job)
+        except BaseException:
+            self._volumes.forget(record)
+            raise
+        return job, record
+
+    def _restored(self, volume: str, error: StillframeError | None) -> None:
+        """After a restore: the volume is available, or gone."""
+        with self._volumes.locked(volume), contextlib.suppress(NotFound):
+            record = self._volumes.record(volume)
+            if error is None:
+                self._volumes.save(record.changed(state="available", restore_job=None))
+            else:
+                self._volumes.forget(record)
+
+    def resume_restores(self) -> None:
+        """After a restart of this service: follow the restores that still run; what others had made is removed."""
+        for record in self._volumes.all():
+            if record.state != "restoring":
+                continue
+            try:
+                self._transfer.status(record.restore_job or "")
+            except StillframeError:
+                self._volumes.forget(record)
+                continue
+            name = record.name
+            self._jobs.follow(record.restore_job or "", lambda error, name=name: self._restored(name, error))  # type: ignore[misc]
+
+    def delete(self, snapshot: str, repository: str) -> None:
+        """Delete a snapshot; one in the making is ended first, for good. Raises NotFound."""
+        where, found = self._find(snapshot, repository)
+        record = self._sessions.record(found)
+        if record is not None and record.repository == where:
+            if record.state in _LIVE:
+                self._sessions.abort(found)
+            self._transfer_delete(where, found, known=True)
+            self._sessions.forget(found)
+            return
+        self._transfer_delete(where, found, known=False)
+
+    def _transfer_delete(self, repository: str, snapshot: str, *, known: bool) -> None:
+        try:
+            self._ask("delete", {"repository": repository, "snapshot": snapshot})
+        except NotFound:
+            if not known:
+                raise

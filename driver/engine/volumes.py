@@ -1,0 +1,275 @@
+"""Volumes of this node: their records, backing files, and what the keeper holds and runs for them.
+
+One lock a volume, held through each operation; the table's own lock only guards the table. Threads of the service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
+from driver.core.ids import check_name, new_id
+from driver.core.sizes import format_size, volume_size
+from driver.engine.clients import KeeperClient
+from driver.engine.records import Folder, VolumeRecord
+from driver.engine.settings import THREADS, Settings
+from driver.host import disks, files
+from driver.volume.layout import create_memory
+
+
+class Volumes:
+    """Creates, attaches, grows, detaches and deletes. `in_session` tells the id of a volume's running session."""
+
+    def __init__(self, folder: Folder, settings: Settings, keeper: KeeperClient, engine_id: str) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._keeper = keeper
+        self._engine_id = engine_id
+        self._table = threading.Lock()  # guards the three below
+        self._records = {record.name: record for record in folder.volumes()}
+        self._locks: dict[str, threading.RLock] = {}
+        self._sessions: dict[str, str] = {}
+        self._held = set(keeper.list()["volumes"])
+
+    # --- the table
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Operations on one volume come one after another."""
+        check_name("volume", name)
+        with self._table:
+            lock = self._locks.setdefault(name, threading.RLock())
+        with lock:
+            yield
+
+    def record(self, name: str) -> VolumeRecord:
+        check_name("volume", name)
+        with self._table:
+            record = self._records.get(name)
+        if record is None:
+            raise NotFound(f"there is no volume {name!r}", "see: stillframe volume list")
+        return record
+
+    def all(self) -> list[VolumeRecord]:
+        with self._table:
+            return sorted(self._records.values(), key=lambda record: record.name)
+
+    def save(self, record: VolumeRecord) -> VolumeRecord:
+        self._folder.save_volume(record)
+        with self._table:
+            self._records[record.name] = record
+        return record
+
+    def set_session(self, volume_id: str, session: str | None) -> None:
+        with self._table:
+            if session is None:
+                self._sessions.pop(volume_id, None)
+            else:
+                self._sessions[volume_id] = session
+
+    def session_of(self, volume_id: str) -> str | None:
+        with self._table:
+            return self._sessions.get(volume_id)
+
+    def describe(self, record: VolumeRecord) -> dict[str, Any]:
+        """A volume as the command line shows it."""
+        attached = self.is_attached(record)
+        with contextlib.suppress(FileNotFoundError):
+            return {
+                "id": record.id,
+                "name": record.name,
+                "size_bytes": record.size_bytes,
+                "provisioning": record.provisioning,
+                "logical_block_size": record.logical_block_size,
+                "state": record.state,
+                "attached": attached,
+                "device": self._node(record) if attached else None,
+                "allocated_bytes": disks.allocated(self.disk(record)),
+                "created": record.created,
+                "lineage": record.lineage,
+                "source_snapshot": record.source_snapshot,
+                "snapshot_in_progress": self.session_of(record.id),
+            }
+        raise NotFound(f"volume {record.name!r} was deleted meanwhile")
+
+    # --- paths
+
+    def disk(self, record: VolumeRecord) -> Any:
+        return self._folder.volume_folder(record.id) / "disk"
+
+    def _node(self, record: VolumeRecord) -> str:
+        return f"{self._folder.path}/dev/{record.name}"
+
+    def _file(self, record: VolumeRecord) -> str:
+        return f"{self._folder.path}/run/disks/{record.id}"
+
+    def _device_record(self, record: VolumeRecord) -> str:
+        return f"{self._folder.path}/run/loops/{record.id}.json"
+
+    def _label(self, record: VolumeRecord) -> str:
+        return f"sf:{self._engine_id}:{record.id}"
+
+    # --- operations
+
+    def create(
+        self, name: str, size_bytes: int, provisioning: str, logical_block_size: int, **source: Any
+    ) -> VolumeRecord:
+        """A new volume, or the one that has this name and these properties already. Raises AlreadyExists, OutOfSpace."""
+        check_name("volume", name)
+        size_bytes = volume_size(size_bytes)
+        if provisioning not in ("thick", "thin"):
+            raise InvalidArgument(f"{provisioning!r} is no provisioning", "use thick or thin")
+        if logical_block_size not in (512, 4096):
+            raise InvalidArgument(f"logical blocks of {logical_block_size} bytes", "use 512 or 4096")
+        with self.locked(name):
+            with self._table:
+                known = self._records.get(name)
+            if known is not None:
+                asked = (size_bytes, provisioning, logical_block_size)
+                if asked == (known.size_bytes, known.provisioning, known.logical_block_size) and not source:
+                    return known
+                raise AlreadyExists(
+                    f"volume {name!r} exists: {format_size(known.size_bytes)}, {known.provisioning}, "
+                    f"blocks of {known.logical_block_size} bytes",
+                    "take another name, or delete it first",
+                )
+            volume_id = new_id()
+            record = VolumeRecord(
+                id=volume_id, name=name, size_bytes=size_bytes, provisioning=provisioning,
+                logical_block_size=logical_block_size, created=datetime.now(UTC).isoformat(timespec="seconds"),
+                **{"lineage": volume_id, **source},
+            )  # fmt: skip
+            self._folder.volume_folder(volume_id).mkdir(mode=0o700)
+            try:
+                disks.create(self.disk(record), size_bytes, thick=provisioning == "thick")
+                os.close(disks.open_direct(self.disk(record), logical_block_size))
+                return self.save(record)
+            except BaseException:
+                self._folder.remove_volume(volume_id)
+                raise
+
+    def is_attached(self, record: VolumeRecord) -> bool:
+        return record.id in self._held and os.path.exists(self._node(record))
+
+    def open(self, record: VolumeRecord) -> None:
+        """Have the keeper hold the volume's memory and files. Nothing happens if it does."""
+        if record.id in self._held:
+            return
+        spill = self._folder.volume_folder(record.id) / "spill"
+        fds = {
+            "memory": create_memory(
+                record.size_bytes, record.provisioning == "thin", THREADS * self._settings.processes
+            )
+        }
+        try:
+            fds["backing"] = disks.open_direct(self.disk(record), record.logical_block_size)
+            fds["spill"] = os.open(spill, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._keeper.put(record.id, fds)
+        finally:
+            for fd in fds.values():
+                os.close(fd)
+        self._held.add(record.id)
+
+    def close(self, record: VolumeRecord) -> None:
+        """Have the keeper let go of the volume, unless it is attached or in a session."""
+        if record.id in self._held and not self.is_attached(record) and self.session_of(record.id) is None:
+            self._keeper.unkeep(record.id)
+            self._keeper.drop(record.id)
+            files.remove(self._folder.volume_folder(record.id) / "spill")
+            self._held.discard(record.id)
+
+    def attach(self, name: str) -> VolumeRecord:
+        """Make the volume's block device. Raises FailedPrecondition while it is being restored, Unsupported."""
+        with self.locked(name):
+            record = self.record(name)
+            if record.state != "available":
+                raise FailedPrecondition(f"volume {name!r} is being restored", "wait until it is available")
+            if self.is_attached(record):
+                return record
+            self.open(record)
+            try:
+                self._serve(record)
+            except BaseException:
+                with contextlib.suppress(StillframeError):
+                    self._unserve(record)
+                raise
+            return record
+
+    def _serve(self, record: VolumeRecord) -> None:
+        try:
+            fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unsupported(f"/dev/fuse: {error.strerror}", "load the kernel module: modprobe fuse") from None
+        try:
+            self._keeper.put(record.id, {"fuse": fuse})
+        finally:
+            os.close(fuse)
+        self._keeper.run("mount", [record.id], file=self._file(record))
+        for number in range(self._settings.processes):
+            argument = {"first_slot": number * THREADS, "slots": THREADS}
+            self._keeper.keep(record.id, f"serve-{number}", "serve", argument)
+        self._keeper.run(
+            "attach", [record.id], file=self._file(record), node=self._node(record),
+            block_size=record.logical_block_size, label=self._label(record), record=self._device_record(record),
+        )  # fmt: skip
+
+    def _unserve(self, record: VolumeRecord) -> None:
+        self._keeper.run("detach", [], file=self._file(record), record=self._device_record(record))
+        for number in range(self._settings.processes):
+            self._keeper.unkeep(record.id, f"serve-{number}")
+        self._keeper.drop(record.id, ["fuse"])
+        self.close(record)
+
+    def detach(self, name: str) -> VolumeRecord:
+        """Take the block device away. Raises FailedPrecondition while it is mounted or open."""
+        with self.locked(name):
+            record = self.record(name)
+            if self.is_attached(record):
+                self._unserve(record)
+            return record
+
+    def grow(self, name: str, size_bytes: int) -> VolumeRecord:
+        """Extend the volume, online too. Raises InvalidArgument for a smaller size, OutOfSpace."""
+        size_bytes = volume_size(size_bytes)
+        with self.locked(name):
+            record = self.record(name)
+            if record.state != "available":
+                raise FailedPrecondition(f"volume {name!r} is being restored", "wait until it is available")
+            if size_bytes < record.size_bytes:
+                raise InvalidArgument(
+                    f"volume {name!r} has {format_size(record.size_bytes)}, more than {format_size(size_bytes)}",
+                    "a volume cannot shrink; restore its files into a smaller one",
+                )
+            disks.grow(self.disk(record), size_bytes, thick=record.provisioning == "thick")
+            record = self.save(record.changed(size_bytes=size_bytes))
+            if record.id in self._held:
+                node = self._node(record) if self.is_attached(record) else None
+                self._keeper.run("resize", [record.id], size_bytes=size_bytes, node=node)
+            return record
+
+    def delete(self, name: str) -> None:
+        """Remove the volume and its data. Raises FailedPrecondition while it is attached or in use."""
+        with self.locked(name):
+            record = self.record(name)
+            if self.is_attached(record):
+                raise FailedPrecondition(f"volume {name!r} is attached", f"stillframe volume detach {name}")
+            session = self.session_of(record.id)
+            if session is not None:
+                raise FailedPrecondition(
+                    f"volume {name!r} is being snapshotted", f"wait, or: stillframe snapshot delete {session}"
+                )
+            if record.state != "available":
+                raise FailedPrecondition(f"volume {name!r} is being restored", "wait until that has ended")
+            self.forget(record)
+
+    def forget(self, record: VolumeRecord) -> None:
+        """Remove record and data, whatever the state."""
+        self.close(record)
+        with self._table:
+            self._records.pop(record.name, None)
+        self._folder.remove_volume(record.id)

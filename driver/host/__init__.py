@@ -1,0 +1,1 @@
+"""What the host gives: loop devices, mounts, namespaces, shared memory, processes."""

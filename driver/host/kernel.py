@@ -1,0 +1,106 @@
+"""System calls that Python's standard library does not wrap, through ctypes (which releases the GIL). Any thread."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Final
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+_libc.unshare.argtypes = [ctypes.c_int]
+_libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
+
+MS_NODEV: Final = 4
+MS_NOSUID: Final = 2
+MS_NOEXEC: Final = 8
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MNT_DETACH: Final = 2
+
+_CLONE_NEWNS: Final = 0x00020000
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
+_PR_SET_IO_FLUSHER: Final = 57
+
+_SYS_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_CMD_GLOBAL_EXPEDITED: Final = 2
+_MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED: Final = 4
+MADV_POPULATE_WRITE: Final = 23
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2). Raises OSError."""
+    _check(_libc.fallocate(fd, mode, offset, length), "fallocate")
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2). Raises OSError with the target as its file name."""
+    _check(_libc.mount(source.encode(), os.fsencode(target), kind.encode(), flags, options.encode()), target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2). Raises OSError with the target as its file name."""
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def unshare_mounts() -> None:
+    """Give the calling process a mount namespace of its own, which still receives the host's new mounts."""
+    _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+    mount("none", "/", "none", MS_REC | MS_SLAVE)
+
+
+def enter_mounts(fd: int) -> None:
+    """Join the mount namespace behind `fd` (/proc/PID/ns/mnt). Single-threaded processes only."""
+    _check(_libc.setns(fd, _CLONE_NEWNS), "setns")
+
+
+def mlock(address: int, length: int) -> None:
+    _check(_libc.mlock(address, length), "mlock")
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL this process when the thread that forked it ends; exits at once if `parent` is gone already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def no_core_dump() -> None:
+    """No core dump and no ptrace by other users: memory holds the volumes' data."""
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def set_process_name(name: str) -> None:
+    """The thread's comm, at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0)
+
+
+def be_io_flusher() -> None:
+    """Memory that this process allocates must not wait for I/O of its own volume. Without the privilege: no effect."""
+    _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+
+
+def register_barrier() -> None:
+    """Make `barrier_everywhere` reach this process's threads."""
+    _libc.syscall(_SYS_MEMBARRIER.get(platform.machine(), 324), _MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0)
+
+
+def barrier_everywhere() -> None:
+    """A full memory barrier on every running thread of every registered process (membarrier(2)). Raises OSError."""
+    number = _SYS_MEMBARRIER.get(platform.machine(), 324)
+    _check(_libc.syscall(number, _MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0), "membarrier")

@@ -1,0 +1,174 @@
+"""Loop devices with direct I/O (include/uapi/linux/loop.h), through device nodes of our own.
+
+Every call may wait for the file's FUSE server, so none may run in a process that such a server depends on. A device is
+known by its number and disk sequence number (/sys/block/loopN/diskseq, Linux 5.15), which the kernel never gives twice
+in a boot: its label cannot be read any more once its FUSE server is dead. What is not in a record of ours is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from driver.core.errors import FailedPrecondition, NotPermitted, Unsupported
+from driver.core.sizes import MIB
+
+_LOOP_CLR_FD: Final = 0x4C01
+_LOOP_SET_CAPACITY: Final = 0x4C07
+_LOOP_CONFIGURE: Final = 0x4C0A
+_LOOP_CTL_GET_FREE: Final = 0x4C82
+_LO_FLAGS_DIRECT_IO: Final = 16
+_MAJOR: Final = 7
+_CONFIG: Final = struct.Struct("<II5Q4I64s64s32s2Q64x")
+DISCARD_BYTES_MAX: Final = MIB
+"""A discard of 4 GiB would hold loop's worker for seconds; 0 would disable discards for good."""
+
+_CLEAR_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoopDevice:
+    """An attached loop device, or one that was."""
+
+    number: int
+    sequence: int
+    boot: str
+
+    def exists(self) -> bool:
+        """Whether it is still attached, to what it was attached to."""
+        return _boot() == self.boot and (_queue(self.number) / "loop").exists() and _sequence(self.number) == self.sequence
+
+
+def _queue(number: int) -> Path:
+    return Path(f"/sys/block/loop{number}")
+
+
+def _sequence(number: int) -> int:
+    return int((_queue(number) / "diskseq").read_text())
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def attach(file: str, node: str, block_size: int, label: str) -> LoopDevice:
+    """Make the block device `node` on `file`, with logical blocks of `block_size` bytes and `label` as lo_file_name.
+
+    Raises Unsupported if there is no loop driver or no direct I/O, NotPermitted, or OSError. Leaves nothing on failure.
+    """
+    backing = os.open(file, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        number = _configure(backing, node, block_size, label)
+    finally:
+        os.close(backing)
+    device = LoopDevice(number, _sequence(number), _boot())
+    queue = _queue(number)
+    try:
+        if (queue / "loop/dio").read_text().strip() != "1":
+            raise Unsupported(
+                f"loop{number} does not use direct I/O on a file with blocks of {block_size} bytes",
+                "make the volume with --block-size 4096",
+            )
+        with contextlib.suppress(OSError):  # a kernel without discard on this file
+            (queue / "queue/discard_max_bytes").write_text(str(DISCARD_BYTES_MAX))
+    except BaseException:
+        detach(node, device)
+        raise
+    return device
+
+
+def _configure(backing: int, node: str, block_size: int, label: str) -> int:
+    config = _CONFIG.pack(
+        backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, _LO_FLAGS_DIRECT_IO, label.encode(), b"", b"", 0, 0
+    )
+    for _ in range(50):
+        number = _free_number()
+        _make_node(node, number)
+        device = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(device, _LOOP_CONFIGURE, config)
+            return number
+        except OSError as error:
+            os.unlink(node)
+            if error.errno != errno.EBUSY:
+                raise
+        finally:
+            os.close(device)
+    raise FailedPrecondition("other programs took every free loop device at the moment it was to be used")
+
+
+def _free_number() -> int:
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Unsupported("there is no /dev/loop-control", "load the kernel module: modprobe loop") from None
+    except PermissionError:
+        raise NotPermitted("/dev/loop-control may not be opened", "run the engine as root, privileged") from None
+    try:
+        return fcntl.ioctl(control, _LOOP_CTL_GET_FREE)
+    finally:
+        os.close(control)
+
+
+def _make_node(node: str, number: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(node)
+    os.mknod(node, 0o600 | stat.S_IFBLK, os.makedev(_MAJOR, number))
+
+
+def check_unused(node: str) -> None:
+    """Raises FailedPrecondition if the device is mounted or otherwise claimed."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise FailedPrecondition(f"{node} is in use", "unmount its file system first") from None
+        raise
+
+
+def detach(node: str, device: LoopDevice) -> None:
+    """Take the device away, if it is still that one, and its node. Nothing happens if that was done before.
+
+    Raises FailedPrecondition if somebody has it open.
+    """
+    if device.exists():
+        _make_node(node, device.number)
+        check_unused(node)
+        fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _LOOP_CLR_FD)
+        finally:
+            os.close(fd)
+        deadline = time.monotonic() + _CLEAR_SECONDS
+        while device.exists():
+            if time.monotonic() > deadline:
+                raise FailedPrecondition(f"a program still has {node} open", f"find it with: fuser -v {node}")
+            time.sleep(0.005)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(node)
+
+
+def resize(node: str) -> None:
+    """Make the device take over its file's new size. Raises OSError."""
+    device = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(device, _LOOP_SET_CAPACITY)
+    finally:
+        os.close(device)
+
+
+def size_bytes(node: str) -> int:
+    """The size of a block device. Raises OSError."""
+    device = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(device, 0, os.SEEK_END)
+    finally:
+        os.close(device)

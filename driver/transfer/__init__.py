@@ -1,0 +1,1 @@
+"""Packs, region indexes, manifests: upload, restore, verify. `packbuffer` is standard library only."""

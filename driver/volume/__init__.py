@@ -1,0 +1,1 @@
+"""Block path: request slots, write path, sessions, sweep. Standard library only."""

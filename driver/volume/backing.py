@@ -1,0 +1,68 @@
+"""The backing file of a volume: the one place of the block path that reads and writes it, and so the tests' seam."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Protocol
+
+from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+from driver.host.kernel import fallocate
+
+
+class Backing(Protocol):
+    """What the block path needs of the file. Offsets and lengths are multiples of the logical block size."""
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill the page-aligned `buffer`. Raises OSError; EIO if the file ends before."""
+
+    def write(self, buffer: memoryview, offset: int) -> None:
+        """Write all of the page-aligned `buffer`. Raises OSError; part of it may have been written."""
+
+    def flush(self) -> None:
+        """Return when every write that returned before is on stable storage. Raises OSError."""
+
+    def zero(self, offset: int, length: int, *, punch: bool) -> None:
+        """Make the range read as zeros; with `punch` its blocks may be given back. Raises OSError."""
+
+    def data_from(self, offset: int, end: int) -> int:
+        """The first offset at or after `offset` that may hold data, or `end`."""
+
+
+class BackingFile:
+    """A regular file opened O_RDWR | O_DIRECT. Any thread; the descriptor is the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        count = os.preadv(self.fd, [buffer], offset)
+        if count != len(buffer):
+            self._read_rest(buffer, offset, count)
+
+    def _read_rest(self, buffer: memoryview, offset: int, count: int) -> None:
+        while count < len(buffer):
+            more = os.preadv(self.fd, [buffer[count:]], offset + count)
+            if not more:
+                raise OSError(errno.EIO, "the backing file is shorter than its volume")
+            count += more
+
+    def write(self, buffer: memoryview, offset: int) -> None:
+        count = os.pwrite(self.fd, buffer, offset)
+        while count != len(buffer):
+            count += os.pwrite(self.fd, buffer[count:], offset + count)
+
+    def flush(self) -> None:
+        os.fdatasync(self.fd)
+
+    def zero(self, offset: int, length: int, *, punch: bool) -> None:
+        mode = FALLOC_FL_PUNCH_HOLE if punch else FALLOC_FL_ZERO_RANGE
+        fallocate(self.fd, mode | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def data_from(self, offset: int, end: int) -> int:
+        try:
+            return min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return end
+            raise

@@ -1,0 +1,165 @@
+"""Save what a write is about to overwrite, while its chunk is neither sealed nor stored.
+
+`before_write` runs in the thread that does the write, between its admission and the write itself:
+
+1. no session, or the chunk is sealed, or its units are captured: nothing to do, and no lock was taken;
+2. else slots are reserved (no lock is held: a seal may be what frees some), the chunk is locked, and if it is still
+   pending, each unit not yet captured is read into a slot and published. A unit covered in part is captured whole.
+
+Chunks are visited in ascending order, one lock at a time. Words captured without a lock may be stale only in one way: the
+chunk was sealed meanwhile, and then no capture is due (docs/datapath.md has the interleavings).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, UNIT_BYTES, UNITS_PER_CHUNK
+from driver.volume.backing import Backing
+from driver.volume.layout import (
+    FIRST_SPILL,
+    LOCK_CHUNKS,
+    PAGES_AT,
+    SEALED,
+    Failure,
+    OnFull,
+    Shared,
+    SlotWord,
+    Word,
+)
+from driver.volume.preimages import Locks, Preimage, Slots, captured, publish
+
+THROTTLE_SECONDS_MAX: Final = 0.02
+_ZERO_UNIT: Final = bytes(UNIT_BYTES)
+_CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
+_UNIT_SHIFT: Final = UNIT_BYTES.bit_length() - 1
+_REGION_SHIFT: Final = CHUNKS_PER_REGION.bit_length() - 1
+
+
+class Capture:
+    """The capturing side of one request slot's thread. `spill` is a descriptor of the spill file, or None."""
+
+    def __init__(
+        self, shared: Shared, slot: int, slot_words: memoryview, backing: Backing, locks: Locks, spill: int | None
+    ) -> None:
+        self._shared = shared
+        self._words = slot_words
+        self._backing = backing
+        self._locks = locks
+        self._spill = spill
+        self._slots = Slots(shared, locks, slot + 1)
+        self._scratch: memoryview | None = None
+
+    def before_write(self, offset: int, length: int, *, may_wait: bool = True) -> None:
+        """Capture what [offset, offset + length) is about to lose. A session is running. Raises nothing: a capture
+        that cannot be made fails the session, never the write. With `may_wait` a nearly full buffer slows it down."""
+        shared = self._shared
+        regions = shared.regions
+        chunks = shared.chunks
+        end = min(offset + length, shared.words[Word.SESSION_BYTES])
+        for chunk in range(offset >> _CHUNK_SHIFT, ((end - 1) >> _CHUNK_SHIFT) + 1):
+            if chunks[chunk] == SEALED or regions[chunk >> _REGION_SHIFT]:
+                continue
+            start = chunk << _CHUNK_SHIFT
+            first = max(offset - start, 0) >> _UNIT_SHIFT
+            last = (min(end - start, CHUNK_BYTES) - 1) >> _UNIT_SHIFT
+            wanted = ((1 << (last - first + 1)) - 1) << first
+            missing = wanted & ~captured(shared, chunk)
+            if missing and not shared.words[Word.FAILED]:
+                self._capture(chunk, missing, may_wait)
+
+    def _capture(self, chunk: int, missing: int, may_wait: bool) -> None:
+        for first, count in runs(missing):
+            slot = self._reserve(count, may_wait)
+            if slot is None:
+                return
+            self._locks.acquire(LOCK_CHUNKS + chunk)
+            try:
+                kept = 0
+                if not self._shared.is_sealed(chunk):
+                    kept = self._fill(chunk, first, count, slot)
+            finally:
+                self._locks.release(LOCK_CHUNKS + chunk)
+            if kept < count:
+                self._slots.free(slot + kept, count - kept)
+
+    def _reserve(self, count: int, may_wait: bool) -> int | None:
+        words = self._shared.words
+        slot = self._slots.reserve(count)
+        if may_wait and words[Word.ON_FULL] == OnFull.THROTTLE and (slot is None or slot >= FIRST_SPILL):
+            self._throttle(slot)
+            if slot is None:
+                slot = self._slots.reserve(count)
+        if slot is None:
+            self._shared.fail(Failure.BUFFER_FULL)
+        return slot
+
+    def _throttle(self, slot: int | None) -> None:
+        """Slow down a first touch, the more the fuller the spill file is."""
+        words = self._shared.words
+        fullness = 1.0 if slot is None else words[Word.SPILL_USED] / max(1, words[Word.SPILL_LIMIT])
+        seconds = THROTTLE_SECONDS_MAX * fullness
+        time.sleep(seconds)
+        self._words[SlotWord.THROTTLED] += 1
+        self._words[SlotWord.THROTTLED_NANOSECONDS] += int(seconds * 1e9)
+
+    def _fill(self, chunk: int, first: int, count: int, slot: int) -> int:
+        """Read and publish the units of a run that nobody captured meanwhile; how many leading slots were used.
+
+        The chunk is locked and pending.
+        """
+        had = captured(self._shared, chunk)
+        used = 0
+        for unit, length in runs((((1 << count) - 1) << first) & ~had):
+            target = slot + used
+            try:
+                is_zero = self._read(chunk, unit, length, target)
+            except OSError as error:
+                self._shared.fail(Failure.READ_ERROR, error.errno or 0)
+                return used
+            mark = self._slots.reserve_zero_mark() if is_zero else None
+            if mark is None:
+                used += length
+            publish(self._shared, chunk, Preimage(target if mark is None else mark, unit, length))
+            self._words[SlotWord.PREIMAGES] += length
+        return used
+
+    def _read(self, chunk: int, unit: int, count: int, slot: int) -> bool:
+        """Read units of the backing file to where `slot` keeps them. Whether they are all zero."""
+        offset = chunk * CHUNK_BYTES + unit * UNIT_BYTES
+        if slot >= FIRST_SPILL:
+            return self._read_to_spill(offset, count, slot)
+        self._backing.read(self._shared.page(slot, count), offset)
+        start = PAGES_AT + slot * UNIT_BYTES
+        zeros = _ZERO_UNIT if count == 1 else bytes(count * UNIT_BYTES)
+        return self._shared.map.find(zeros, start, start + count * UNIT_BYTES) == start
+
+    def _read_to_spill(self, offset: int, count: int, slot: int) -> bool:
+        if self._scratch is None:
+            self._scratch = memoryview(mmap.mmap(-1, CHUNK_BYTES))
+        buffer = self._scratch[: count * UNIT_BYTES]
+        self._backing.read(buffer, offset)
+        if self._spill is None:
+            raise OSError(errno.EIO, "there is no spill file")
+        done = 0
+        while done < len(buffer):
+            done += os.pwrite(self._spill, buffer[done:], (slot - FIRST_SPILL) * UNIT_BYTES + done)
+        return False
+
+
+def runs(mask: int, width: int = UNITS_PER_CHUNK) -> Iterator[tuple[int, int]]:
+    """(first, count) of each run of ones in a mask of `width` bits, ascending."""
+    first = 0
+    while mask >> first:
+        while not mask >> first & 1:
+            first += 1
+        count = 1
+        while mask >> (first + count) & 1:
+            count += 1
+        yield first, count
+        first += count

@@ -1,0 +1,207 @@
+"""The memory that the processes of one volume share: where everything lies, and the mapped view of it.
+
+One sparse memfd a volume, of one size for every volume (16 TiB, the largest budget); only touched pages exist.
+
+    header    one page of u64 words, `Word`
+    slots     64 request slots of one head page + 1 MiB of data
+    regions   a byte a region: 1 once all its chunks are sealed (their words are released then)
+    chunks    a u32 a chunk: 0 untouched, SEALED, else 1 + the pre-image slot that was published last
+    owners    a byte a pre-image slot: 0 free, PUBLISHED, else 1 + the request slot that reserved it
+    notes     four u32 a pre-image slot: chunk, next (a chain as in `chunks`), first unit | units << 8, unused
+    pages     4 KiB a pre-image slot in memory; aligned, so that O_DIRECT reads land in it
+
+Pre-image slots are numbered through: those in memory, those in the spill file, then zero marks, which have no page.
+Every word is published by one aligned native store; readers see the old value or the new one.
+"""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+from typing import Final
+
+from driver.core.sizes import (
+    CHUNK_BYTES,
+    CHUNKS_PER_REGION,
+    GIB,
+    REGION_BYTES,
+    TIB,
+    UNIT_BYTES,
+)
+from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
+from driver.host.kernel import fallocate
+
+PAGE: Final = 4096
+VERSION: Final = 1
+
+SLOTS_MAX: Final = 64
+SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
+SLOT_MESSAGE: Final = PAGE - MESSAGE_HEAD_BYTES
+"""Offset in a slot of the request's header; the data of a WRITE behind it is page-aligned."""
+
+MEMORY_PREIMAGES: Final = GIB // UNIT_BYTES
+SPILL_PREIMAGES: Final = 4 * GIB // UNIT_BYTES
+ZERO_MARKS: Final = 1 << 20
+FIRST_SPILL: Final = MEMORY_PREIMAGES
+FIRST_ZERO: Final = FIRST_SPILL + SPILL_PREIMAGES
+PREIMAGES: Final = FIRST_ZERO + ZERO_MARKS
+
+_CHUNKS_MAX: Final = 16 * TIB // CHUNK_BYTES
+_REGIONS_MAX: Final = 16 * TIB // REGION_BYTES
+
+SLOTS_AT: Final = PAGE
+REGIONS_AT: Final = SLOTS_AT + SLOTS_MAX * SLOT_BYTES
+CHUNKS_AT: Final = REGIONS_AT + _REGIONS_MAX
+OWNERS_AT: Final = CHUNKS_AT + 4 * _CHUNKS_MAX
+NOTES_AT: Final = -(-(OWNERS_AT + PREIMAGES) // PAGE) * PAGE
+PAGES_AT: Final = NOTES_AT + 16 * PREIMAGES
+MEMORY_BYTES: Final = PAGES_AT + MEMORY_PREIMAGES * UNIT_BYTES
+
+SEALED: Final = 0xFFFFFFFF
+FREE: Final = 0
+PUBLISHED: Final = 255
+
+LOCK_CHUNKS: Final = 1 << 40
+"""Lock byte of chunk 0; a chunk's lock guards its word and what its word leads to."""
+LOCK_GATE: Final = 1 << 41
+"""Held by whoever cuts or ends a session; a closed gate without a holder is open."""
+LOCK_PREIMAGES: Final = LOCK_GATE + 1
+"""Guards the change of `owners` from FREE, and the words USED and PEAK."""
+
+
+class Word(enum.IntEnum):
+    """Words of the header page."""
+
+    VERSION = 0
+    SIZE_BYTES = 1
+    GATE = 2  # 1: no write may begin
+    SESSION = 3  # 0: none; else the number of the session that runs. The store that cuts
+    LAST_SESSION = 4
+    FAILED = 5  # `Failure` of the running session; 0: none
+    ON_FULL = 6  # `OnFull`
+    MEMORY_LIMIT = 7  # pre-image slots in memory that the budget allows
+    SPILL_LIMIT = 8
+    USED = 9  # reserved or published pre-image slots in memory
+    PEAK = 10
+    SPILL_USED = 11
+    SWEPT_CHUNKS = 12  # sweeper: chunks sealed
+    SLOT_COUNT = 13  # request slots in use
+    THIN = 14
+    CUT_NANOSECONDS = 15  # how long the gate was closed
+    SWEEP_NANOSECONDS = 16  # monotonic; the sweeper's last sign of life
+    FAILED_ERRNO = 17
+    SESSION_BYTES = 18  # the volume's size at the cut; what lies beyond is not captured
+
+
+class Failure(enum.IntEnum):
+    """Why a session failed, as the block path or the sweeper saw it."""
+
+    NONE = 0
+    BUFFER_FULL = 1
+    READ_ERROR = 2
+    SPILL_ERROR = 3
+    CHUNK_MISSING = 4
+
+
+class OnFull(enum.IntEnum):
+    THROTTLE = 0
+    FAIL = 1
+
+
+class SlotWord(enum.IntEnum):
+    """Words of a request slot's head page."""
+
+    ADMITTED = 0  # 1 from before the gate was looked at until the write is done
+    RESULT = 1  # 0: none; DONE | errno
+    READS = 2
+    READ_BYTES = 3
+    WRITES = 4
+    WRITE_BYTES = 5
+    PREIMAGES = 6  # units captured, the volume's life long
+    THROTTLED = 7
+    THROTTLED_NANOSECONDS = 8
+    LATENCY = 9  # nanoseconds of the last read or write, from its receipt to its answer
+    REPLAYED = 10
+    DISCARD_BYTES = 11
+    LAST = 12  # monotonic nanoseconds of the last answer
+    READ_HISTOGRAM = 16  # 40 words: answers that took below 2**n ns
+    WRITE_HISTOGRAM = 56
+
+
+DONE: Final = 1 << 32
+HEADER_WORD: Final = SLOT_MESSAGE // 8
+"""The slot word that holds the request's length and opcode; 0 while the slot is FREE."""
+
+
+class Shared:
+    """The mapped memory. One an OS process; its views may be used by all threads."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.map = mmap.mmap(fd, MEMORY_BYTES)
+        self.bytes = memoryview(self.map)
+        self.words = self.bytes[:PAGE].cast("Q")
+        self.regions = self.bytes[REGIONS_AT:CHUNKS_AT]
+        self.chunks = self.bytes[CHUNKS_AT:OWNERS_AT].cast("I")
+        self.owners = self.bytes[OWNERS_AT : OWNERS_AT + PREIMAGES]
+        self.notes = self.bytes[NOTES_AT:PAGES_AT].cast("I")
+        self.pages = self.bytes[PAGES_AT:]
+
+    def slot(self, number: int) -> memoryview:
+        """The 1 MiB + 4 KiB of a request slot."""
+        start = SLOTS_AT + number * SLOT_BYTES
+        return self.bytes[start : start + SLOT_BYTES]
+
+    def slot_words(self, number: int) -> memoryview:
+        """The head page of a request slot as u64 words."""
+        start = SLOTS_AT + number * SLOT_BYTES
+        return self.bytes[start : start + PAGE].cast("Q")
+
+    def is_sealed(self, chunk: int) -> bool:
+        """Whether writes to the chunk need no capture any more. Certain only under the chunk's lock if False."""
+        return bool(self.regions[chunk // CHUNKS_PER_REGION]) or self.chunks[chunk] == SEALED
+
+    def page(self, preimage: int, count: int = 1) -> memoryview:
+        """The pages of `count` consecutive pre-image slots in memory."""
+        return self.pages[preimage * UNIT_BYTES : (preimage + count) * UNIT_BYTES]
+
+    def fail(self, failure: Failure, number: int = 0) -> None:
+        """Fail the running session, with an errno if there is one; the first reason stays. Any process."""
+        if not self.words[Word.FAILED]:
+            self.words[Word.FAILED_ERRNO] = number
+            self.words[Word.FAILED] = failure
+
+    def clear_session(self) -> None:
+        """Give back all memory of the last session. Only while no session runs and nobody captures."""
+        punch(self.fd, REGIONS_AT // PAGE * PAGE, MEMORY_BYTES - REGIONS_AT // PAGE * PAGE)
+
+    def release_chunks(self, region: int) -> None:
+        """Give back the memory of a region's chunk words; all its chunks' locks are held and its byte is set."""
+        punch(self.fd, CHUNKS_AT + region * CHUNKS_PER_REGION * 4, CHUNKS_PER_REGION * 4)
+
+    def close(self) -> None:
+        for view in (self.words, self.regions, self.chunks, self.owners, self.notes, self.pages, self.bytes):
+            view.release()
+        self.map.close()
+
+
+def create_memory(size_bytes: int, thin: bool, slot_count: int) -> int:
+    """A new memfd laid out for a volume of `size_bytes`, served with `slot_count` request slots."""
+    fd = os.memfd_create("stillframe-volume", os.MFD_CLOEXEC)
+    os.ftruncate(fd, MEMORY_BYTES)
+    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+        words[Word.VERSION] = VERSION
+        words[Word.SIZE_BYTES] = size_bytes
+        words[Word.THIN] = int(thin)
+        words[Word.SLOT_COUNT] = slot_count
+    return fd
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Release pages of a memfd: they read as zeros from then on."""
+    fallocate(fd, 0x03, offset, length)  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, linux/falloc.h
+
+
+assert REGIONS_AT % PAGE == 0 and CHUNKS_AT % PAGE == 0 and OWNERS_AT % PAGE == 0
+assert SLOTS_MAX < PUBLISHED and PREIMAGES < SEALED - 1

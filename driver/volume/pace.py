@@ -1,0 +1,43 @@
+"""How fast the sweeper may go: it gives way to the volume's users, and does not outrun the sender."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from driver.volume.layout import Shared, SlotWord, Word
+
+_BUSY_WITHIN_NANOSECONDS: Final = 20_000_000
+_FULL_SHARE: Final = 2
+
+
+class Pace:
+    """Sleeps of the sweeper. `bytes_per_second` 0 means no limit but the users' needs."""
+
+    def __init__(self, shared: Shared, bytes_per_second: int, slice_bytes: int) -> None:
+        self._shared = shared
+        self._interval = slice_bytes / bytes_per_second if bytes_per_second else 0.0
+        self._next = time.monotonic()
+        self._slots = [shared.slot_words(number) for number in range(shared.words[Word.SLOT_COUNT])]
+
+    def buffer_fills(self) -> bool:
+        """Whether over half of the pre-image memory is in use: then the seals that free most come first."""
+        words = self._shared.words
+        return words[Word.USED] * _FULL_SHARE > words[Word.MEMORY_LIMIT]
+
+    def after_slice(self) -> None:
+        """Wait as long as the rate asks, and as the users' last latency if they are there."""
+        now = time.monotonic()
+        self._next = max(self._next + self._interval, now - 0.05)
+        wait = max(self._next - now, self._latency_of_users())
+        if wait > 0:
+            time.sleep(wait)
+
+    def _latency_of_users(self) -> float:
+        """Seconds of the slowest last answer among those of the last 20 ms; 0 if nobody is there."""
+        since = time.perf_counter_ns() - _BUSY_WITHIN_NANOSECONDS
+        slowest = 0
+        for words in self._slots:
+            if words[SlotWord.LAST] > since:
+                slowest = max(slowest, words[SlotWord.LATENCY])
+        return min(slowest / 1e9, 0.005)

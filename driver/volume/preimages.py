@@ -1,0 +1,227 @@
+"""Pre-image slots: who owns which, and the chains that lead from a chunk to what was captured of it.
+
+Pure memory: no lock is taken here but LOCK_PREIMAGES, which nobody holds while waiting for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from driver.core.sizes import UNITS_PER_CHUNK
+from driver.volume.layout import (
+    FIRST_SPILL,
+    FIRST_ZERO,
+    FREE,
+    LOCK_CHUNKS,
+    LOCK_PREIMAGES,
+    OWNERS_AT,
+    PUBLISHED,
+    SEALED,
+    ZERO_MARKS,
+    Shared,
+    Word,
+)
+
+ALL_UNITS: Final = (1 << UNITS_PER_CHUNK) - 1
+
+
+class Locks(Protocol):
+    """What the block path needs of `RecordLocks`."""
+
+    def acquire(self, start: int, length: int = 1) -> None: ...
+
+    def release(self, start: int, length: int = 1) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Preimage:
+    """`count` units from unit `first` of a chunk on, kept in the consecutive slots from `slot` on."""
+
+    slot: int
+    first: int
+    count: int
+
+    @property
+    def mask(self) -> int:
+        return ((1 << self.count) - 1) << self.first
+
+    @property
+    def is_zero(self) -> bool:
+        return self.slot >= FIRST_ZERO
+
+    @property
+    def is_spilled(self) -> bool:
+        return FIRST_SPILL <= self.slot < FIRST_ZERO
+
+    @property
+    def slots(self) -> int:
+        """How many slots it holds: a zero mark is one, however many units it stands for."""
+        return 1 if self.is_zero else self.count
+
+
+def chain(shared: Shared, chunk: int) -> Iterator[Preimage]:
+    """What was captured of a chunk, newest first. Complete under the chunk's lock; without it, it may end early."""
+    link = shared.chunks[chunk]
+    notes = shared.notes
+    while link and link != SEALED:
+        base = (link - 1) * 4
+        if notes[base] != chunk:
+            return
+        extent = notes[base + 2]
+        yield Preimage(link - 1, extent & 0xFF, extent >> 8)
+        link = notes[base + 1]
+
+
+def captured(shared: Shared, chunk: int) -> int:
+    """The mask of a chunk's units that are in its chain."""
+    mask = 0
+    for preimage in chain(shared, chunk):
+        mask |= preimage.mask
+    return mask
+
+
+def publish(shared: Shared, chunk: int, preimage: Preimage) -> None:
+    """Hang a filled pre-image into its chunk's chain. The chunk's lock is held. The last store is what counts."""
+    base = preimage.slot * 4
+    notes = shared.notes
+    notes[base] = chunk
+    notes[base + 1] = shared.chunks[chunk]
+    notes[base + 2] = preimage.first | preimage.count << 8
+    shared.chunks[chunk] = preimage.slot + 1
+    if preimage.slots == 1:
+        shared.owners[preimage.slot] = PUBLISHED
+    else:
+        shared.owners[preimage.slot : preimage.slot + preimage.count] = bytes([PUBLISHED]) * preimage.count
+
+
+class Slots:
+    """Reserves and frees slots for one thread. `owner` is 1 + its request slot."""
+
+    def __init__(self, shared: Shared, locks: Locks, owner: int) -> None:
+        self._shared = shared
+        self._locks = locks
+        self._mark = bytes([owner])
+        self._hint = 0
+
+    def reserve(self, count: int) -> int | None:
+        """The first of `count` (1 to 16) consecutive slots, in memory or else in the spill file; None: all is full."""
+        words = self._shared.words
+        self._locks.acquire(LOCK_PREIMAGES)
+        try:
+            limit = words[Word.MEMORY_LIMIT]
+            if words[Word.USED] + count <= limit:
+                slot = self._find(count, 0, limit)
+                if slot is not None:
+                    words[Word.USED] = used = words[Word.USED] + count
+                    if used > words[Word.PEAK]:
+                        words[Word.PEAK] = used
+                    return slot
+            limit = words[Word.SPILL_LIMIT]
+            if words[Word.SPILL_USED] + count <= limit:
+                slot = self._find(count, FIRST_SPILL, FIRST_SPILL + limit)
+                if slot is not None:
+                    words[Word.SPILL_USED] += count
+                    return slot
+            return None
+        finally:
+            self._locks.release(LOCK_PREIMAGES)
+
+    def reserve_zero_mark(self) -> int | None:
+        """A zero mark's slot; None: all are in use."""
+        self._locks.acquire(LOCK_PREIMAGES)
+        try:
+            return self._find(1, FIRST_ZERO, FIRST_ZERO + ZERO_MARKS)
+        finally:
+            self._locks.release(LOCK_PREIMAGES)
+
+    def _find(self, count: int, first: int, end: int) -> int | None:
+        wanted = bytes(count)
+        start = self._hint if first <= self._hint < end else first
+        found = self._shared.map.find(wanted, OWNERS_AT + start, OWNERS_AT + end)
+        if found < 0:
+            found = self._shared.map.find(wanted, OWNERS_AT + first, OWNERS_AT + end)
+            if found < 0:
+                return None
+        slot = found - OWNERS_AT
+        self._shared.owners[slot : slot + count] = self._mark * count
+        self._hint = slot + count
+        return slot
+
+    def free(self, slot: int, count: int) -> None:
+        """Give back `count` consecutive slots of one kind."""
+        words = self._shared.words
+        self._locks.acquire(LOCK_PREIMAGES)
+        try:
+            self._shared.owners[slot : slot + count] = bytes(count)
+            if slot < FIRST_SPILL:
+                words[Word.USED] -= count
+            elif slot < FIRST_ZERO:
+                words[Word.SPILL_USED] -= count
+        finally:
+            self._locks.release(LOCK_PREIMAGES)
+
+    def free_all(self, preimages: list[Preimage]) -> None:
+        """Give back the slots of a sealed chunk."""
+        shared = self._shared
+        words = shared.words
+        self._locks.acquire(LOCK_PREIMAGES)
+        try:
+            for preimage in preimages:
+                shared.owners[preimage.slot : preimage.slot + preimage.slots] = bytes(preimage.slots)
+                if preimage.slot < FIRST_SPILL:
+                    words[Word.USED] -= preimage.count
+                elif preimage.slot < FIRST_ZERO:
+                    words[Word.SPILL_USED] -= preimage.count
+        finally:
+            self._locks.release(LOCK_PREIMAGES)
+
+
+def _spans(shared: Shared) -> tuple[tuple[int, int], ...]:
+    words = shared.words
+    return (
+        (0, words[Word.MEMORY_LIMIT]),
+        (FIRST_SPILL, FIRST_SPILL + words[Word.SPILL_LIMIT]),
+        (FIRST_ZERO, FIRST_ZERO + ZERO_MARKS),
+    )
+
+
+def _marked(shared: Shared, mark: int) -> Iterator[int]:
+    wanted = bytes([mark])
+    for first, end in _spans(shared):
+        found = shared.map.find(wanted, OWNERS_AT + first, OWNERS_AT + end)
+        while found >= 0:
+            yield found - OWNERS_AT
+            found = shared.map.find(wanted, found + 1, OWNERS_AT + end)
+
+
+def recover_reserved(shared: Shared, locks: Locks, owners: range) -> None:
+    """Free what dead threads reserved and did not publish; mark what they published. `owners` are 1 + their slots."""
+    for owner in owners:
+        for slot in _marked(shared, owner):
+            chunk = shared.notes[slot * 4]
+            locks.acquire(LOCK_CHUNKS + chunk)
+            held = any(p.slot <= slot < p.slot + p.slots for p in chain(shared, chunk))
+            shared.owners[slot] = PUBLISHED if held else FREE
+            locks.release(LOCK_CHUNKS + chunk)
+    recount(shared, locks)
+
+
+def recover_sealed(shared: Shared, locks: Locks) -> None:
+    """Free the published slots of sealed chunks, which a sweeper that died did not come to."""
+    for slot in _marked(shared, PUBLISHED):
+        if shared.is_sealed(shared.notes[slot * 4]):
+            shared.owners[slot] = FREE
+    recount(shared, locks)
+
+
+def recount(shared: Shared, locks: Locks) -> None:
+    """Set USED and SPILL_USED to what the owners say, after a death in the middle of a change."""
+    locks.acquire(LOCK_PREIMAGES)
+    memory = shared.words[Word.MEMORY_LIMIT]
+    spill = shared.words[Word.SPILL_LIMIT]
+    shared.words[Word.USED] = memory - bytes(shared.owners[:memory]).count(FREE)
+    spilled = bytes(shared.owners[FIRST_SPILL : FIRST_SPILL + spill])
+    shared.words[Word.SPILL_USED] = spill - spilled.count(FREE)
+    locks.release(LOCK_PREIMAGES)

@@ -1,0 +1,84 @@
+"""Main functions of the processes that the keeper forks for a volume: they own nothing that outlives them.
+
+Each runs in a fresh fork of the keeper with the volume's descriptors by role (`Roles`) and a JSON argument; it returns
+when its work is done for good. An exception or a signal means: start a successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from driver.core.sizes import CHUNK_BYTES
+from driver.host import kernel
+from driver.host.locks import RecordLocks
+from driver.transfer.packbuffer import PackBuffers
+from driver.volume.backing import BackingFile
+from driver.volume.layout import SLOT_BYTES, SLOTS_AT, Shared, Word
+from driver.volume.pace import Pace
+from driver.volume.preimages import recover_reserved
+from driver.volume.requests import Disconnected, Worker
+from driver.volume.sweep import SLICE_CHUNKS, SessionFailed, Sweeper
+
+Roles = Mapping[str, int]
+"""Descriptors of one volume: memory, backing, spill; fuse while it is attached; packs while a session runs."""
+
+
+def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
+    """A volume process: answer FUSE requests until the file is unmounted.
+
+    `argument`: first_slot and slots, the request slots that are this process's own.
+    """
+    kernel.be_io_flusher()
+    kernel.register_barrier()
+    shared = Shared(roles["memory"])
+    numbers = range(argument["first_slot"], argument["first_slot"] + argument["slots"])
+    if shared.words[Word.SESSION]:
+        locks = RecordLocks(shared.fd)
+        recover_reserved(shared, locks, range(numbers.start + 1, numbers.stop + 1))
+        locks.close()
+    backing = BackingFile(roles["backing"])
+    workers = [Worker(shared, number, roles["fuse"], backing, roles["spill"]) for number in numbers]
+    for worker in workers:
+        worker.populate()
+    _lock_slots(shared, numbers)
+    ended: list[BaseException] = []
+    gone = threading.Event()
+
+    def run(worker: Worker) -> None:
+        try:
+            worker.recover()
+            worker.run()
+        except BaseException as error:  # the outermost loop of the thread: the process ends with it
+            ended.append(error)
+            gone.set()
+
+    for worker in workers:
+        threading.Thread(target=run, args=[worker], daemon=True).start()
+    gone.wait()
+    if not isinstance(ended[0], Disconnected):
+        raise ended[0]
+
+
+def sweep(roles: Roles, argument: Mapping[str, Any]) -> None:
+    """A sweeper: seal every chunk of the session that runs. `argument`: bytes_per_second, 0 for no limit."""
+    shared = Shared(roles["memory"])
+    if not shared.words[Word.SESSION]:
+        return
+    locks = RecordLocks(shared.fd)
+    pace = Pace(shared, argument["bytes_per_second"], SLICE_CHUNKS * CHUNK_BYTES)
+    sweeper = Sweeper(shared, PackBuffers(roles["packs"]), BackingFile(roles["backing"]), roles["spill"], locks, pace)
+    try:
+        sweeper.run()
+    except SessionFailed:
+        return
+
+
+def _lock_slots(shared: Shared, numbers: range) -> None:
+    """Keep the request slots in memory: this process stands in the path of page reclaim. Goes on where refused."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(shared.map))
+    with contextlib.suppress(OSError):
+        kernel.mlock(address + SLOTS_AT + numbers.start * SLOT_BYTES, len(numbers) * SLOT_BYTES)

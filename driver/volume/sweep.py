@@ -1,0 +1,262 @@
+"""The sweeper: visits every chunk of a session's volume, fixes its bytes as of the cut, and hands them to the sender.
+
+A chunk is read without a lock, in slices of at most 128 KiB, into its final place in a pack buffer; then, under its lock,
+what was captured of it is laid over, its directory entry is stored, its word becomes SEALED. What the read raced with was
+captured first, so the overlay repairs it. A hole is decided under the locks of its chunks: untouched ones still hold what
+they held at the cut. One thread, one process a session; a successor goes on where it died.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from typing import Final
+
+from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_PACK, CHUNKS_PER_REGION, UNIT_BYTES, chunks_of
+from driver.transfer.packbuffer import (
+    BUFFER_BYTES,
+    DIRECTORY_BYTES,
+    ENTRIES_MAX,
+    HEADER_BYTES,
+    Entry,
+    Header,
+    Kind,
+    PackBuffers,
+    State,
+)
+from driver.volume.backing import Backing
+from driver.volume.layout import FIRST_SPILL, LOCK_CHUNKS, SEALED, SLOTS_MAX, Failure, Shared, Word
+from driver.volume.pace import Pace
+from driver.volume.preimages import Locks, Preimage, Slots, chain, recover_sealed
+
+SLICE_CHUNKS: Final = 2
+_FREE_POLL_SECONDS: Final = 0.001
+_ZERO_CHUNK: Final = bytes(CHUNK_BYTES)
+
+
+class SessionFailed(Exception):
+    """The session failed; its reason stands in the shared memory."""
+
+
+class Sweeper:
+    """Sweeps one session. `spill` is a descriptor of the spill file."""
+
+    def __init__(
+        self, shared: Shared, packs: PackBuffers, backing: Backing, spill: int, locks: Locks, pace: Pace
+    ) -> None:
+        self._shared = shared
+        self._packs = packs
+        self._backing = backing
+        self._spill = spill
+        self._locks = locks
+        self._pace = pace
+        self._slots = Slots(shared, locks, SLOTS_MAX + 1)
+        self._chunks = chunks_of(shared.words[Word.SESSION_BYTES])
+        self._pack: int | None = None
+        self._place = 0
+        self._cursor = 0
+
+    def run(self) -> None:
+        """Sweep to the end, or until the session fails (SessionFailed)."""
+        if self._packs.get(Header.SWEEP_DONE):
+            return
+        self.recover()
+        while self.step():
+            self._pace.after_slice()
+        self.finish()
+
+    def recover(self) -> None:
+        """Go on after a predecessor's death: what its directory counts is sealed."""
+        for pack in self._packs.packs_in(State.FILLING):
+            self._pack = pack
+            self._place = self._packs.places(pack)
+            for entry in self._packs.entries(pack):
+                self._mark_sealed(entry.chunk, entry.count)
+        if self._pack is not None:
+            recover_sealed(self._shared, self._locks)
+
+    def step(self) -> bool:
+        """Seal the next slice, or the next hole. False when every chunk is sealed."""
+        self._check()
+        captured_most = self._most_captured() if self._pace.buffer_fills() else None
+        if captured_most is not None:
+            self._seal_slice(captured_most, 1)
+            return True
+        first = self._next_pending()
+        if first is None:
+            return False
+        region_end = min((first // CHUNKS_PER_REGION + 1) * CHUNKS_PER_REGION, self._chunks)
+        if not self._seal_hole(first, region_end):
+            count = 1
+            while count < SLICE_CHUNKS and first + count < region_end and not self._shared.is_sealed(first + count):
+                count += 1
+            self._seal_slice(first, count)
+        return True
+
+    def finish(self) -> None:
+        """Hand over the last buffer and say that the sweep is done."""
+        if self._pack is not None:
+            self._hand_over()
+        self._shared.words[Word.SWEPT_CHUNKS] = self._chunks
+        self._packs.set(Header.SWEEP_DONE, 1)
+
+    def _check(self) -> None:
+        self._shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
+        if self._shared.words[Word.FAILED]:
+            raise SessionFailed
+
+    def _next_pending(self) -> int | None:
+        """The first chunk from the cursor on that is not sealed; finished regions are released on the way."""
+        shared = self._shared
+        while self._cursor < self._chunks:
+            region = self._cursor // CHUNKS_PER_REGION
+            end = min((region + 1) * CHUNKS_PER_REGION, self._chunks)
+            if shared.regions[region]:
+                self._cursor = end
+                continue
+            chunks = shared.chunks
+            chunk = self._cursor
+            while chunk < end and chunks[chunk] == SEALED:
+                chunk += 1
+            self._cursor = chunk
+            if chunk < end:
+                return chunk
+            self._release_region(region)
+        return None
+
+    def _release_region(self, region: int) -> None:
+        """Every chunk of the region is sealed: one byte says so from now on."""
+        start = LOCK_CHUNKS + region * CHUNKS_PER_REGION
+        self._locks.acquire(start, CHUNKS_PER_REGION)
+        self._shared.regions[region] = 1
+        self._shared.release_chunks(region)
+        self._locks.release(start, CHUNKS_PER_REGION)
+
+    def _most_captured(self) -> int | None:
+        """The pending chunk that holds most pre-image slots: its seal frees them."""
+        shared = self._shared
+        limit = shared.words[Word.MEMORY_LIMIT]
+        counted = Counter(shared.notes[: limit * 4 : 4].tolist())
+        for chunk, _ in counted.most_common(32):
+            if chunk < self._chunks and not shared.is_sealed(chunk) and shared.chunks[chunk]:
+                return chunk
+        return None
+
+    def _seal_hole(self, first: int, end: int) -> bool:
+        """Seal the untouched chunks from `first` on that the file has no data for. Whether there was one.
+
+        What is untouched under its lock was not written since the cut, so the look at the file was a look at the cut.
+        """
+        stop = self._hole_end(first, end)
+        if stop <= first:
+            return False
+        pack = self._room()
+        start, length = LOCK_CHUNKS + first, stop - first
+        self._locks.acquire(start, length)
+        try:
+            untouched = length
+            words = self._shared.chunks[first:stop]
+            if words.tobytes().count(0) != 4 * length:
+                untouched = next(index for index, word in enumerate(words) if word)
+            if not untouched:
+                return False
+            stop = first + untouched
+            self._packs.append(pack, Entry(Kind.ZERO, first, stop - first))
+            if stop - first == CHUNKS_PER_REGION:
+                self._shared.regions[first // CHUNKS_PER_REGION] = 1
+                self._shared.release_chunks(first // CHUNKS_PER_REGION)
+            else:
+                self._shared.chunks[first:stop] = memoryview(b"\xff" * (4 * (stop - first))).cast("I")
+        finally:
+            self._locks.release(start, length)
+        self._shared.words[Word.SWEPT_CHUNKS] += stop - first
+        self._hand_over_if_full()
+        return True
+
+    def _hole_end(self, first: int, end: int) -> int:
+        """The first chunk at or after `first` that may hold data, at most `end`."""
+        return self._backing.data_from(first * CHUNK_BYTES, end * CHUNK_BYTES) // CHUNK_BYTES
+
+    def _seal_slice(self, first: int, count: int) -> None:
+        pack = self._room()
+        count = min(count, CHUNKS_PER_PACK - self._place)
+        place = self._place
+        try:
+            self._backing.read(self._packs.data(pack, place, count), first * CHUNK_BYTES)
+        except OSError as error:
+            self._shared.fail(Failure.READ_ERROR, error.errno or 0)
+            raise SessionFailed from error
+        for index in range(count):
+            if self._place != place + index:
+                self._packs.data(pack, self._place)[:] = self._packs.data(pack, place + index)
+            self._seal(first + index, pack)
+        self._hand_over_if_full()
+
+    def _seal(self, chunk: int, pack: int) -> None:
+        """Fix the bytes of a chunk that were read to the next place of `pack`."""
+        shared = self._shared
+        data = self._packs.data(pack, self._place)
+        self._locks.acquire(LOCK_CHUNKS + chunk)
+        try:
+            preimages = list(chain(shared, chunk))
+            for preimage in preimages:
+                self._lay_over(data, preimage)
+            is_zero = self._is_zero(pack)
+            self._packs.append(pack, Entry(Kind.ZERO if is_zero else Kind.DATA, chunk, 1))
+            shared.chunks[chunk] = SEALED
+        finally:
+            self._locks.release(LOCK_CHUNKS + chunk)
+        if preimages:
+            self._slots.free_all(preimages)
+        self._place += not is_zero
+        shared.words[Word.SWEPT_CHUNKS] += 1
+
+    def _lay_over(self, data: memoryview, preimage: Preimage) -> None:
+        target = data[preimage.first * UNIT_BYTES : (preimage.first + preimage.count) * UNIT_BYTES]
+        if preimage.is_zero:
+            target[:] = bytes(len(target))
+        elif preimage.is_spilled:
+            offset = (preimage.slot - FIRST_SPILL) * UNIT_BYTES
+            if os.preadv(self._spill, [target], offset) != len(target):
+                self._shared.fail(Failure.SPILL_ERROR)
+                raise SessionFailed
+        else:
+            target[:] = self._shared.page(preimage.slot, preimage.count)
+
+    def _is_zero(self, pack: int) -> bool:
+        start = HEADER_BYTES + pack * BUFFER_BYTES + DIRECTORY_BYTES + self._place * CHUNK_BYTES
+        return self._packs.map.find(_ZERO_CHUNK, start, start + CHUNK_BYTES) == start
+
+    def _mark_sealed(self, first: int, count: int) -> None:
+        for chunk in range(first, first + count):
+            if not self._shared.is_sealed(chunk):
+                self._locks.acquire(LOCK_CHUNKS + chunk)
+                self._shared.chunks[chunk] = SEALED
+                self._locks.release(LOCK_CHUNKS + chunk)
+
+    def _room(self) -> int:
+        """A buffer being filled with a place and an entry free. Waits for one while the store is slow."""
+        if self._pack is None:
+            free = self._packs.packs_in(State.FREE)
+            while not free:
+                self._check()
+                time.sleep(_FREE_POLL_SECONDS)
+                free = self._packs.packs_in(State.FREE)
+            self._pack = free[0]
+            self._place = 0
+            self._packs.open(self._pack)
+        return self._pack
+
+    def _hand_over_if_full(self) -> None:
+        assert self._pack is not None
+        room = ENTRIES_MAX - self._packs.entry_count(self._pack)
+        if self._place == CHUNKS_PER_PACK or room < SLICE_CHUNKS:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        assert self._pack is not None
+        self._packs.set_state(self._pack, State.READY)
+        self._pack = None
+
+
