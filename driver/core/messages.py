@@ -33,7 +33,8 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     data = _LENGTH.pack(len(body)) + body
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sent = sock.sendmsg([data], rights)
-    sock.sendall(data[sent:])
+    if sent < len(data):
+        sock.sendall(data[sent:])
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:

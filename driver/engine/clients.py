@@ -112,7 +112,7 @@ class TransferClient:
                     f"the transfer supervisor does not answer: {error}", "look at the engine's log; it is started again"
                 ) from error
             answer, _ = messages.call(connection, message, fds)
-            return answer
+            return dict(answer["result"])
         finally:
             connection.close()
 

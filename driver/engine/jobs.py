@@ -61,10 +61,10 @@ class Jobs:
                 self._set(job, status)
                 time.sleep(0.05)
                 continue
-            error = StillframeError.from_message(status["error"]) if status["state"] == "failed" else None
+            failure = StillframeError.from_message(status["error"]) if status["state"] == "failed" else None
             try:
                 if then is not None:
-                    then(error)
+                    then(failure)
             except StillframeError as other:
                 status.update(state="failed", error=other.to_message())
             self._set(job, status)

@@ -235,9 +235,10 @@ class Keeper:
                     self._give_up(failed)
 
     def _give_up(self, failed: Process) -> None:
-        """A process that cannot be kept alive: its volume answers EIO from now on, the others do not notice."""
-        say(f"volume {failed.volume}: {failed.key} died too often and is not started again; the volume is dead")
+        """A process that cannot be kept alive. A volume process: its volume answers EIO from now on."""
+        say(f"volume {failed.volume}: {failed.key} died too often and is not started again")
         if failed.name == "serve":
+            say(f"volume {failed.volume}: its device is dead until it is detached and attached again")
             for other in self._kept.remove(failed.volume, None):
                 if other.pid:
                     os.kill(other.pid, signal.SIGKILL)

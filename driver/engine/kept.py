@@ -20,6 +20,7 @@ class Process:
     argument: Mapping[str, Any]
     pid: int = 0
     finished: bool = False
+    given_up: bool = False
     deaths: list[float] = field(default_factory=list)
     deaths_in_all: int = 0
 
@@ -60,7 +61,7 @@ class Kept:
         process.deaths_in_all += 1
         process.deaths = [when for when in process.deaths if now - when < WITHIN_SECONDS] + [now]
         if len(process.deaths) >= DEATHS_MAX:
-            process.finished = True
+            process.finished = process.given_up = True
             return process
         return None
 
@@ -70,7 +71,13 @@ class Kept:
 
     def describe(self, volume: str) -> list[dict[str, Any]]:
         return [
-            {"key": p.key, "pid": p.pid, "finished": p.finished, "deaths": p.deaths_in_all}
+            {
+                "key": p.key,
+                "pid": p.pid,
+                "finished": p.finished,
+                "given_up": p.given_up,
+                "deaths": p.deaths_in_all,
+            }
             for p in self._processes.values()
             if p.volume == volume
         ]

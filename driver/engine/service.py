@@ -32,7 +32,13 @@ from driver.host import kernel
 
 _PEER: Final = struct.Struct("3i")
 _TRANSFER_SECONDS: Final = 20.0
-Arguments = Mapping[str, Any]
+
+
+class Arguments(dict[str, Any]):
+    """A call's arguments; one that is needed and missing is an InvalidArgument."""
+
+    def __missing__(self, key: str) -> Any:
+        raise InvalidArgument(f"the argument {key!r} is missing")
 
 
 class Service:
@@ -207,10 +213,9 @@ def answer(service: Service, message: Message) -> Message:
         if call is None:
             raise InvalidArgument(f"the engine has no call {message.get('call')!r}")
         arguments = message.get("args", {})
-        try:
-            return {"result": call(service, arguments)}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidArgument(f"{message['call']}: a wrong or missing argument: {error}") from error
+        if not isinstance(arguments, dict):
+            raise InvalidArgument("a call's args must be an object")
+        return {"result": call(service, Arguments(arguments))}
     except StillframeError as error:
         return {"error": error.to_message()}
     except Exception as error:  # the outermost loop of a connection

@@ -235,10 +235,17 @@ class Sessions:
             time.sleep(_POLL_SECONDS)
             return None
         if status["state"] == "running":
-            return None
+            return self._look_at_sweeper(record)
         if status["state"] == "done":
             return {"state": "committed"}
         return {"state": "failed", "error": status["error"]}
+
+    def _look_at_sweeper(self, record: SessionRecord) -> dict[str, Any] | None:
+        held = self._keeper.list()["volumes"].get(record.volume_id, {})
+        if not any(process["key"] == _SWEEP and process["given_up"] for process in held.get("processes", [])):
+            return None
+        error = SnapshotFailed("its sweeper died again and again", "the engine's log says of what")
+        return {"state": "failed", "error": error.to_message()}
 
     def _start_sender(self, record: SessionRecord) -> None:
         (packs,) = self._keeper.take(record.volume_id, ["packs"])

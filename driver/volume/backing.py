@@ -6,7 +6,11 @@ import errno
 import os
 from typing import Protocol
 
-from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+from driver.fuse.protocol import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+)
 from driver.host.kernel import fallocate
 
 
@@ -26,7 +30,7 @@ class Backing(Protocol):
         """Make the range read as zeros; with `punch` its blocks may be given back. Raises OSError."""
 
     def data_from(self, offset: int, end: int) -> int:
-        """The first offset at or after `offset` that may hold data, or `end`."""
+        """The first offset at or after `offset` that may hold data, or `end`. Raises OSError; EIO as `read`."""
 
 
 class BackingFile:
@@ -63,6 +67,8 @@ class BackingFile:
         try:
             return min(os.lseek(self.fd, offset, os.SEEK_DATA), end)
         except OSError as error:
-            if error.errno == errno.ENXIO:
-                return end
-            raise
+            if error.errno != errno.ENXIO:
+                raise
+        if os.fstat(self.fd).st_size < end:
+            raise OSError(errno.EIO, "the backing file is shorter than its volume")
+        return end

@@ -19,7 +19,12 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, UNIT_BYTES, UNITS_PER_CHUNK
+from driver.core.sizes import (
+    CHUNK_BYTES,
+    CHUNKS_PER_REGION,
+    UNIT_BYTES,
+    UNITS_PER_CHUNK,
+)
 from driver.volume.backing import Backing
 from driver.volume.layout import (
     FIRST_SPILL,

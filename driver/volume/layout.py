@@ -7,7 +7,8 @@ One sparse memfd a volume, of one size for every volume (16 TiB, the largest bud
     regions   a byte a region: 1 once all its chunks are sealed (their words are released then)
     chunks    a u32 a chunk: 0 untouched, SEALED, else 1 + the pre-image slot that was published last
     owners    a byte a pre-image slot: 0 free, PUBLISHED, else 1 + the request slot that reserved it
-    notes     four u32 a pre-image slot: chunk, next (a chain as in `chunks`), first unit | units << 8, unused
+    notes     four u32 a pre-image slot: chunk; in the first slot of a pre-image also next (a chain as in `chunks`)
+              and first unit | units << 8; the fourth is unused
     pages     4 KiB a pre-image slot in memory; aligned, so that O_DIRECT reads land in it
 
 Pre-image slots are numbered through: those in memory, those in the spill file, then zero marks, which have no page.
@@ -114,9 +115,7 @@ class SlotWord(enum.IntEnum):
 
     ADMITTED = 0  # 1 from before the gate was looked at until the write is done
     RESULT = 1  # 0: none; DONE | errno
-    READS = 2
     READ_BYTES = 3
-    WRITES = 4
     WRITE_BYTES = 5
     PREIMAGES = 6  # units captured, the volume's life long
     THROTTLED = 7
@@ -125,8 +124,8 @@ class SlotWord(enum.IntEnum):
     REPLAYED = 10
     DISCARD_BYTES = 11
     LAST = 12  # monotonic nanoseconds of the last answer
-    READ_HISTOGRAM = 16  # 40 words: answers that took below 2**n ns
-    WRITE_HISTOGRAM = 56
+    READ_HISTOGRAM = 16  # 64 words: how many answers took below 2**n ns
+    WRITE_HISTOGRAM = 80
 
 
 DONE: Final = 1 << 32

@@ -86,7 +86,8 @@ def publish(shared: Shared, chunk: int, preimage: Preimage) -> None:
     """Hang a filled pre-image into its chunk's chain. The chunk's lock is held. The last store is what counts."""
     base = preimage.slot * 4
     notes = shared.notes
-    notes[base] = chunk
+    for slot in range(preimage.slots):
+        notes[base + slot * 4] = chunk
     notes[base + 1] = shared.chunks[chunk]
     notes[base + 2] = preimage.first | preimage.count << 8
     shared.chunks[chunk] = preimage.slot + 1

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
+from time import perf_counter_ns as _clock
 from typing import Final
 
 from driver.fuse import protocol
@@ -34,10 +34,20 @@ from driver.volume.writepath import WritePath
 
 _ADMITTED: Final = SlotWord.ADMITTED.value
 _RESULT: Final = SlotWord.RESULT.value
+_LATENCY: Final = SlotWord.LATENCY.value
+_LAST: Final = SlotWord.LAST.value
+_READ_BYTES: Final = SlotWord.READ_BYTES.value
+_WRITE_BYTES: Final = SlotWord.WRITE_BYTES.value
+_READ_HISTOGRAM: Final = SlotWord.READ_HISTOGRAM.value
+_WRITE_HISTOGRAM: Final = SlotWord.WRITE_HISTOGRAM.value
+_SIZE: Final = Word.SIZE_BYTES.value
+_HEADER: Final = HEADER_WORD
 _UNIQUE: Final = HEADER_WORD + 1
 _OFFSET: Final = HEADER_WORD + 6
 _LENGTH: Final = HEADER_WORD + 7
-_HISTOGRAM_LAST: Final = 39
+_LENGTH_MASK: Final = 0xFFFFFFFF
+_READ: Final = Op.READ.value
+_WRITE: Final = Op.WRITE.value
 
 
 class Disconnected(Exception):
@@ -49,6 +59,7 @@ class Worker:
 
     def __init__(self, shared: Shared, number: int, fuse: int, backing: Backing, spill: int | None) -> None:
         self._shared = shared
+        self._header = shared.words
         self._number = number
         self._fuse = fuse
         self._backing = backing
@@ -88,67 +99,64 @@ class Worker:
         """Serve until the file is unmounted (Disconnected) or the disk under /dev/fuse fails (OSError)."""
         message = [self._message]
         words = self._words
+        fuse = self._fuse
+        receive = os.readv
+        serve = self._serve
         while True:
             try:
-                os.readv(self._fuse, message)
+                receive(fuse, message)
             except OSError as error:
-                words[HEADER_WORD] = 0
+                words[_HEADER] = 0
                 if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     continue
                 if error.errno == errno.ENODEV:
                     raise Disconnected from None
                 raise
-            self._serve()
+            serve()
 
     def _serve(self) -> None:
         """Do the request in the slot, answer it, and free the slot."""
         words = self._words
-        started = time.perf_counter_ns()
-        opcode = words[HEADER_WORD] >> 32
-        if opcode == Op.WRITE:
-            self._write(words[_OFFSET], words[_LENGTH] & 0xFFFFFFFF)
-            histogram = SlotWord.WRITE_HISTOGRAM
-        elif opcode == Op.READ:
-            self._read(words[_OFFSET], words[_LENGTH] & 0xFFFFFFFF)
-            histogram = SlotWord.READ_HISTOGRAM
+        started = _clock()
+        opcode = words[_HEADER] >> 32
+        if opcode == _WRITE:
+            length = words[_LENGTH] & _LENGTH_MASK
+            number = self._path.write(words[_OFFSET], self._data[:length])
+            unique = words[_UNIQUE]
+            self._answer(protocol.answer_error(unique, number) if number else protocol.answer_write(unique, length))
+            words[_WRITE_BYTES] += length
+            histogram = _WRITE_HISTOGRAM
+        elif opcode == _READ:
+            words[_READ_BYTES] += self._read(words[_OFFSET], words[_LENGTH] & _LENGTH_MASK)
+            histogram = _READ_HISTOGRAM
         else:
             self._serve_other(opcode)
-            words[HEADER_WORD] = 0
+            words[_HEADER] = 0
             words[_RESULT] = 0
             return
-        words[HEADER_WORD] = 0
+        words[_HEADER] = 0
         words[_RESULT] = 0
-        taken = time.perf_counter_ns() - started
-        words[SlotWord.LATENCY] = taken
-        words[SlotWord.LAST] = started
-        words[histogram + min(taken.bit_length(), _HISTOGRAM_LAST)] += 1
+        taken = _clock() - started
+        words[_LATENCY] = taken
+        words[_LAST] = started
+        words[histogram + taken.bit_length()] += 1
 
-    def _write(self, offset: int, length: int) -> None:
-        words = self._words
-        number = self._path.write(offset, self._data[:length])
-        unique = words[_UNIQUE]
-        if number:
-            self._answer(protocol.answer_error(unique, number))
-            return
-        self._answer(protocol.answer_write(unique, length))
-        words[SlotWord.WRITES] += 1
-        words[SlotWord.WRITE_BYTES] += length
-
-    def _read(self, offset: int, length: int) -> None:
-        words = self._words
-        unique = words[_UNIQUE]
-        data = self._data[: max(0, min(length, self._shared.words[Word.SIZE_BYTES] - offset))]
+    def _read(self, offset: int, length: int) -> int:
+        """Read and answer; the bytes read."""
+        unique = self._words[_UNIQUE]
+        if offset + length > self._header[_SIZE]:
+            length = max(0, self._header[_SIZE] - offset)
+        data = self._data[:length]
         try:
             self._backing.read(data, offset)
         except OSError as error:
             self._answer(protocol.answer_error(unique, error.errno or errno.EIO))
-            return
+            return 0
         try:
-            os.writev(self._fuse, [protocol.answer_data_head(unique, len(data)), data])
+            os.writev(self._fuse, (protocol.answer_data_head(unique, length), data))
         except OSError as error:
             self._answer_failed(error)
-        words[SlotWord.READS] += 1
-        words[SlotWord.READ_BYTES] += len(data)
+        return length
 
     def _serve_other(self, opcode: int) -> None:
         unique = self._words[_UNIQUE]

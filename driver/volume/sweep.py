@@ -11,9 +11,15 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from typing import Final
+from typing import Final, NoReturn
 
-from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_PACK, CHUNKS_PER_REGION, UNIT_BYTES, chunks_of
+from driver.core.sizes import (
+    CHUNK_BYTES,
+    CHUNKS_PER_PACK,
+    CHUNKS_PER_REGION,
+    UNIT_BYTES,
+    chunks_of,
+)
 from driver.transfer.packbuffer import (
     BUFFER_BYTES,
     DIRECTORY_BYTES,
@@ -26,7 +32,15 @@ from driver.transfer.packbuffer import (
     State,
 )
 from driver.volume.backing import Backing
-from driver.volume.layout import FIRST_SPILL, LOCK_CHUNKS, SEALED, SLOTS_MAX, Failure, Shared, Word
+from driver.volume.layout import (
+    FIRST_SPILL,
+    LOCK_CHUNKS,
+    SEALED,
+    SLOTS_MAX,
+    Failure,
+    Shared,
+    Word,
+)
 from driver.volume.pace import Pace
 from driver.volume.preimages import Locks, Preimage, Slots, chain, recover_sealed
 
@@ -176,7 +190,14 @@ class Sweeper:
 
     def _hole_end(self, first: int, end: int) -> int:
         """The first chunk at or after `first` that may hold data, at most `end`."""
-        return self._backing.data_from(first * CHUNK_BYTES, end * CHUNK_BYTES) // CHUNK_BYTES
+        try:
+            return self._backing.data_from(first * CHUNK_BYTES, end * CHUNK_BYTES) // CHUNK_BYTES
+        except OSError as error:
+            self._fail_reading(error)
+
+    def _fail_reading(self, error: OSError) -> NoReturn:
+        self._shared.fail(Failure.READ_ERROR, error.errno or 0)
+        raise SessionFailed from error
 
     def _seal_slice(self, first: int, count: int) -> None:
         pack = self._room()
@@ -185,8 +206,7 @@ class Sweeper:
         try:
             self._backing.read(self._packs.data(pack, place, count), first * CHUNK_BYTES)
         except OSError as error:
-            self._shared.fail(Failure.READ_ERROR, error.errno or 0)
-            raise SessionFailed from error
+            self._fail_reading(error)
         for index in range(count):
             if self._place != place + index:
                 self._packs.data(pack, self._place)[:] = self._packs.data(pack, place + index)

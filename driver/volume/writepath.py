@@ -11,7 +11,11 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+from driver.fuse.protocol import (
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+)
 from driver.volume import gate
 from driver.volume.backing import Backing
 from driver.volume.capture import Capture
@@ -43,10 +47,13 @@ class WritePath:
         words = self._words
         if words[_RESULT]:
             return words[_RESULT] & _ERRNO
-        self._admit()
+        header = self._header
+        words[_ADMITTED] = 1
+        if header[_GATE]:
+            self._admit()
         number = 0
         try:
-            if self._header[_SESSION]:
+            if header[_SESSION]:
                 self._capture.before_write(offset, len(data))
             self._backing.write(data, offset)
         except OSError as error:

@@ -224,6 +224,7 @@ def test_sealed_bytes_are_the_bytes_at_the_cut(seed: int, kill: float) -> None:
     try:
         for number in range(WRITERS):
             run.writer(number, 12)
+        run.scheduler.add("wide writer", lambda: run.wide_writer(WIDE_1, 6))
         finish(run, kill)
         assert not run.shared.words[Word.FAILED]
         for chunk in range(CHUNKS):

@@ -1,0 +1,160 @@
+"""A real engine on a state folder of its own, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from driver.core import messages
+from driver.core.errors import StillframeError
+
+
+class Engine:
+    """Start, call, stop and kill. `log` is the engine's output."""
+
+    def __init__(self, state: Path, arguments: tuple[str, ...] = ()) -> None:
+        self.state = state
+        self.log = state.parent / f"{state.name}.log"
+        self.arguments = arguments
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, environment: dict[str, str] | None = None) -> Engine:
+        command = [sys.executable, "-m", "driver.engine.keeper", "--state", str(self.state), *self.arguments]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError, StillframeError):
+                self.call("engine.info")
+                if (self.state / "run/transfer.sock").exists():
+                    return self
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def call(self, call: str, **arguments: Any) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(60)
+            connection.connect(str(self.state / "run/engine.sock"))
+            return dict(messages.call(connection, {"call": call, "args": arguments})[0]["result"])
+
+    def repository(self, name: str, url: str, **keys: str) -> None:
+        """Add a repository to the state folder's configuration."""
+        self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lines = [f"[repositories.{name}]", f'url = "{url}"', *(f'{key} = "{value}"' for key, value in keys.items())]
+        with (self.state / "repositories.toml").open("a") as file:
+            file.write("\n".join(lines) + "\n")
+
+    def volume(self, name: str, size_bytes: int, **properties: Any) -> str:
+        """A new, attached volume's device."""
+        self.call("volume.create", name=name, size_bytes=size_bytes, **properties)
+        return str(self.call("volume.attach", name=name)["device"])
+
+    def wait_snapshot(self, snapshot: str, seconds: float = 120) -> dict[str, Any]:
+        """The snapshot's description once it is no longer uploading."""
+        deadline = time.monotonic() + seconds
+        while True:
+            shown = self.call("snapshot.show", snapshot=snapshot)
+            if shown["state"] != "uploading":
+                return shown
+            assert time.monotonic() < deadline, f"still uploading: {shown}\n{self.log.read_text()}"
+            time.sleep(0.02)
+
+    def wait_job(self, job: str) -> dict[str, Any]:
+        status = self.call("job.status", job=job, wait_seconds=10)
+        while status["state"] == "running":
+            status = self.call("job.status", job=job, wait_seconds=10)
+        if status["error"]:
+            raise StillframeError.from_message(status["error"])
+        return dict(status["result"])
+
+    def restore(self, snapshot: str, volume: str, **properties: Any) -> str:
+        """The device of a new volume restored from a snapshot."""
+        self.wait_job(self.call("snapshot.restore", snapshot=snapshot, volume=volume, **properties)["job"])
+        return str(self.call("volume.attach", name=volume)["device"])
+
+    def processes(self, volume: str) -> dict[str, int]:
+        """The pids of a volume's kept processes, by key."""
+        held = self.call("engine.info")["processes"]["volumes"][self.call("volume.show", name=volume)["id"]]
+        return {process["key"]: process["pid"] for process in held["processes"]}
+
+    def kill(self) -> None:
+        """SIGKILL the keeper, and so the whole engine."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+        self.process = None
+
+    def stop(self) -> None:
+        """SIGTERM, and wait."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+                raise
+            finally:
+                self.process = None
+
+    def clean(self) -> None:
+        """Stop, and remove the state folder with what is mounted in it."""
+        try:
+            self.stop()
+        finally:
+            subprocess.run(["umount", str(self.state / "dev")], capture_output=True, check=False)
+            shutil.rmtree(self.state, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def engine(*arguments: str) -> Iterator[Engine]:
+    """A running engine with the repository `local`, a folder."""
+    folder = Path(tempfile.mkdtemp(prefix="stillframe-test-", dir="/var/tmp"))
+    (folder / "repository").mkdir()
+    made = Engine(folder / "state", ("--grace", "2", *arguments))
+    made.repository("local", f"file://{folder}/repository")
+    try:
+        made.start()
+        yield made
+    except BaseException:
+        print(made.log.read_text() if made.log.exists() else "no log")
+        raise
+    finally:
+        made.clean()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(*command: str, **options: Any) -> str:
+    """A program's output; its whole output in the error if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def mounted(device: str, *options: str) -> Iterator[Path]:
+    """The device's file system, mounted."""
+    folder = Path(tempfile.mkdtemp(prefix="stillframe-mount-", dir="/var/tmp"))
+    run("mount", *options, device, str(folder))
+    try:
+        yield folder
+    except BaseException:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+        raise
+    else:
+        run("umount", str(folder))
+    finally:
+        folder.rmdir()

@@ -1,0 +1,135 @@
+"""What dies, and what is not lost: real kill -9 while a volume is written and snapshotted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from driver.core.errors import StillframeError
+from driver.core.sizes import MIB
+from tests.engines import Engine, engine, run
+from tests.oracle import LoggedWriter, read_device, state_in
+
+SIZE = 64 * MIB
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def senders(made: Engine) -> list[int]:
+    """The pids of the transfer jobs of this engine."""
+    transfer = made.call("engine.info")["processes"]["transfer"]
+    listed = subprocess.run(["pgrep", "-P", str(transfer)], capture_output=True, text=True, check=False).stdout
+    return [int(pid) for pid in listed.split()]
+
+
+VICTIMS = {
+    "volume process": lambda made: [made.processes("v")["serve-0"]],
+    "sweeper": lambda made: [made.processes("v")["sweep"]] if "sweep" in made.processes("v") else [],
+    "sender": senders,
+    "transfer supervisor": lambda made: [made.call("engine.info")["processes"]["transfer"]],
+    "engine service": lambda made: [made.call("engine.info")["pid"]],
+}
+
+
+@pytest.mark.parametrize("victim", list(VICTIMS))
+def test_a_session_outlives(victim: str) -> None:
+    """The snapshot is exact, and the writer notices nothing, although the process is killed again and again."""
+    with engine("--upload-rate", "10Mi") as made:
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        start = bytes(read_device(device, SIZE))
+        kills = 0
+        with LoggedWriter(device, SIZE, seed=1) as writer:
+            time.sleep(0.2)
+            first = writer.acknowledged
+            made.call("snapshot.create", volume="v", name="s")
+            last = writer.begun
+            for _ in range(4):
+                with contextlib.suppress(StillframeError, OSError):
+                    for pid in VICTIMS[victim](made):
+                        if pid:
+                            kill(pid)
+                            kills += 1
+                time.sleep(0.7)
+            shown = wait(made)
+        assert shown["state"] == "committed", shown
+        assert kills >= 3
+        k = state_in(read_device(made.restore("s", "restored"), SIZE), start, writer.log, first, last)
+        assert k is not None
+
+
+def wait(made: Engine) -> dict[str, object]:
+    """As `wait_snapshot`, with an engine service that may be starting."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        with contextlib.suppress(StillframeError, OSError):
+            return made.wait_snapshot("s")
+        time.sleep(0.1)
+    raise AssertionError(made.log.read_text())
+
+
+def test_acknowledged_writes_survive_a_volume_process_at_any_moment() -> None:
+    with engine() as made:
+        device = made.volume("v", SIZE)
+        start = bytes(read_device(device, SIZE))
+        with LoggedWriter(device, SIZE, seed=2) as writer:
+            for _ in range(4):
+                time.sleep(0.5)
+                kill(made.processes("v")["serve-0"])
+        held = made.call("engine.info")["processes"]["volumes"].values()
+        assert sum(process["deaths"] for volume in held for process in volume["processes"]) == 4
+        state = state_in(read_device(device, SIZE), start, writer.log, len(writer.log), len(writer.log))
+        assert state == len(writer.log)
+
+
+def test_a_volume_process_that_cannot_live_kills_its_volume_and_no_other() -> None:
+    with engine() as made:
+        device = made.volume("v", SIZE)
+        other = made.volume("other", SIZE)
+        for _ in range(5):
+            with contextlib.suppress(KeyError):
+                kill(made.processes("v")["serve-0"])
+            time.sleep(0.3)
+        with pytest.raises(OSError, match="Input/output"):
+            read_device(device, SIZE)
+        assert len(read_device(other, SIZE)) == SIZE
+        made.call("volume.detach", name="v")
+        device = made.call("volume.attach", name="v")["device"]
+        assert len(read_device(device, SIZE)) == SIZE
+
+
+def test_the_keepers_death_fails_the_session_and_says_why() -> None:
+    with engine("--upload-rate", "4Mi") as made:
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        content = read_device(device, SIZE)
+        made.call("snapshot.create", volume="v", name="s")
+        made.kill()
+        made.start()
+        shown = made.call("snapshot.show", snapshot="s")
+        assert (shown["state"], "engine was stopped" in shown["error"]["message"]) == ("failed", True)
+        device = made.call("volume.attach", name="v")["device"]
+        assert read_device(device, SIZE) == content
+        made.call("snapshot.create", volume="v", name="again")
+        assert made.wait_snapshot("again")["state"] == "committed"
+
+
+def test_a_disk_that_cannot_be_read_fails_the_snapshot() -> None:
+    with engine("--upload-rate", "4Mi") as made:
+        made.volume("v", 4 * SIZE)
+        volume = made.call("volume.show", name="v")
+        disk = made.state / "volumes" / volume["id"] / "disk"
+        run("dd", "if=/dev/urandom", f"of={disk}", "bs=1M", "count=256", "conv=notrunc", "status=none")
+        made.call("snapshot.create", volume="v", name="s")
+        os.truncate(disk, 8 * MIB)
+        shown = made.wait_snapshot("s")
+        assert shown["state"] == "failed"
+        assert "disk" in shown["error"]["message"] or "disk" in shown["error"]["hint"]
