@@ -141,7 +141,7 @@ def run(*command: str, **options: Any) -> str:
     """A program's output; its whole output in the error if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return str(done.stdout)
 
 
 @contextlib.contextmanager

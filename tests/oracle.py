@@ -83,7 +83,9 @@ def read_device(device: str, size_bytes: int) -> bytearray:
     return content
 
 
-def state_in(image: bytes, start: bytes, log: list[Write], first: int, last: int, block: int = BLOCK) -> int | None:
+def state_in(
+    image: bytes | bytearray, start: bytes, log: list[Write], first: int, last: int, block: int = BLOCK
+) -> int | None:
     """The k in [first, last] for which `image` is `start` after the first k writes; None if there is none."""
     state = bytearray(start)
     for write in log[:first]:

@@ -45,6 +45,11 @@ def environment(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def effective_user() -> int:
+    """The user id that counts for permissions; 0 is root."""
+    return os.geteuid()
+
+
 def repositories(state: Path) -> list[Repository]:
     """All repositories that <state>/repositories.toml names; none if there is no such file. Raises InvalidArgument."""
     path = state / REPOSITORIES_FILE

@@ -30,6 +30,7 @@ from driver.core import messages
 from driver.core.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, StillframeError
 from driver.engine.helpers import HELPERS
 from driver.engine.kept import Kept, Process
+from driver.engine.settings import CANNOT_START
 from driver.host import kernel
 from driver.host.spawn import fork, spawn_module
 from driver.volume import process
@@ -54,6 +55,7 @@ class Keeper:
         self._service_pid = 0
         self._transfer_pid = 0
         self._stopping = False
+        self.exit_code = 0
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
@@ -222,15 +224,20 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            if pid == self._service_pid:
-                say(f"the engine service ended ({os.waitstatus_to_exitcode(status)}); starting it again")
+            code = os.waitstatus_to_exitcode(status)
+            if pid == self._service_pid and code == CANNOT_START:
+                self._service_pid = 0
+                self._stopping = True
+                self.exit_code = 1
+            elif pid == self._service_pid:
+                say(f"the engine service ended ({code}); starting it again")
                 self._start_service()
             elif pid == self._transfer_pid:
-                say(f"the transfer supervisor ended ({os.waitstatus_to_exitcode(status)}); starting it again")
+                say(f"the transfer supervisor ended ({code}); starting it again")
                 time.sleep(0.1)
                 self._start_transfer()
             else:
-                failed = self._kept.died(pid, os.waitstatus_to_exitcode(status), time.monotonic())
+                failed = self._kept.died(pid, code, time.monotonic())
                 if failed is not None:
                     self._give_up(failed)
 
@@ -315,13 +322,14 @@ def main() -> NoReturn:
         sys.exit(f"error: {state}: {error}\nhint: run the engine as root")
     kernel.set_process_name("sf-keeper")
     kernel.no_core_dump()
-    Keeper(state, lock, rest, not options.without_transfer).run()
+    keeper = Keeper(state, lock, rest, not options.without_transfer)
+    keeper.run()
     kernel.enter_mounts(host)
     try:
         kernel.umount(f"{state}/{_DEVICES}")
     except OSError as error:
         say(f"{state}/{_DEVICES} stays mounted: {error}")
-    sys.exit(0)
+    sys.exit(keeper.exit_code)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.jobs import Jobs
 from driver.engine.records import Folder
 from driver.engine.sessions import Sessions
-from driver.engine.settings import Settings, parse
+from driver.engine.settings import CANNOT_START, Settings, parse
 from driver.engine.snapshots import Snapshots
 from driver.engine.volumes import Volumes
 from driver.host import kernel
@@ -269,8 +269,7 @@ def main() -> NoReturn:
         service = Service(given, keeper_fd)
     except StillframeError as error:
         say(f"error: {error.message}; {error.hint}")
-        socket.socket(fileno=keeper_fd)
-        sys.exit(1)
+        sys.exit(CANNOT_START)
     service.resume()
     listener = listen(str(given.state / "run" / "engine.sock"))
     say(f"ready on {given.state}")

@@ -17,6 +17,8 @@ SESSION_BYTES_MIN: Final = 32 * MIB
 THREADS: Final = 8
 """Request slots, and so threads, of one volume process."""
 _PACKS_MAX: Final = 4
+CANNOT_START: Final = 78
+"""Exit code of a service that would not start a second time either (EX_CONFIG, sysexits.h)."""
 
 
 @dataclass(frozen=True, slots=True)

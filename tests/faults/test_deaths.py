@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -30,7 +31,7 @@ def senders(made: Engine) -> list[int]:
     return [int(pid) for pid in listed.split()]
 
 
-VICTIMS = {
+VICTIMS: dict[str, Callable[[Engine], list[int]]] = {
     "volume process": lambda made: [made.processes("v")["serve-0"]],
     "sweeper": lambda made: [made.processes("v")["sweep"]] if "sweep" in made.processes("v") else [],
     "sender": senders,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +16,7 @@ SIZE = 48 * MIB
 
 
 @pytest.fixture(scope="module")
-def one() -> Engine:
+def one() -> Iterator[Engine]:
     with engine() as made:
         yield made
 
@@ -64,7 +65,8 @@ def test_the_writer_sees_no_difference_during_a_session(one: Engine) -> None:
     one.call("snapshot.create", volume="fio", name="fio-1")
     for number in range(2, 5):
         run("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bsrange=4k-256k",
-            "--size=128m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", f"--filename={device}", "--minimal")  # fmt: skip
+            "--size=128m", "--verify=crc32c", "--verify_fatal=1",
+            "--verify_state_save=0", f"--filename={device}", "--minimal")  # fmt: skip
         one.wait_snapshot(f"fio-{number - 1}")
         one.call("snapshot.create", volume="fio", name=f"fio-{number}")
     assert one.wait_snapshot("fio-4")["state"] == "committed"
@@ -176,7 +178,8 @@ def test_a_full_buffer_fails_the_snapshot_and_never_the_volume() -> None:
         run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
         made.call("snapshot.create", volume="full", name="full", on_buffer_full="fail")
         run("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k",
-            "--size=128m", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", f"--filename={device}", "--minimal")  # fmt: skip
+            "--size=128m", "--verify=crc32c", "--verify_fatal=1",
+            "--verify_state_save=0", f"--filename={device}", "--minimal")  # fmt: skip
         shown = made.wait_snapshot("full")
         assert shown["state"] == "failed"
         assert "outgrew" in shown["error"]["message"]

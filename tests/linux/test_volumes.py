@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ FIO = ("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--verify=crc32c
 
 
 @pytest.fixture(scope="module")
-def one() -> Engine:
+def one() -> Iterator[Engine]:
     with engine() as made:
         yield made
 
@@ -83,7 +84,7 @@ def test_a_volume_grows_while_its_file_system_is_mounted(one: Engine) -> None:
         run("xfs_growfs", str(folder))
         assert os.statvfs(folder).f_blocks > 1.8 * before
     assert one.call("volume.grow", name="grow", size_bytes=640 * MIB)["size_bytes"] == 640 * MIB
-    with pytest.raises(InvalidArgument, match="cannot shrink|more than"):
+    with pytest.raises(InvalidArgument, match="more than"):
         one.call("volume.grow", name="grow", size_bytes=64 * MIB)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES
 from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State, memory_bytes
-from driver.volume import preimages, session, sweep
+from driver.volume import preimages, session
 from driver.volume.layout import FREE, OnFull, Shared, SlotWord, Word, create_memory
 from driver.volume.pace import Pace
 from driver.volume.preimages import recover_reserved
@@ -86,7 +86,7 @@ class Run:
                 content[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES] = bytes(CHUNK_BYTES)
         self.at_cut = bytes(content)
         self.now = content[:]
-        self.backing = MemoryBacking(self.scheduler, content)
+        self.backing = MemoryBacking(self.scheduler, bytes(content))
         self.fd = create_memory(SIZE, True, SLOTS)
         self.shared = Shared(self.fd)
         self.packs_fd = os.memfd_create("packs")
@@ -162,7 +162,7 @@ class Run:
             self.now[start:] = data
 
     def sweeper(self) -> None:
-        with mock.patch.object(sweep.time, "sleep", lambda seconds: self.scheduler.current().pause()):
+        with mock.patch("driver.volume.sweep.time.sleep", lambda seconds: self.scheduler.current().pause()):
             pace = Pace(self.shared, 0, 1)
             pace.after_slice = lambda: self.scheduler.current().pause()  # type: ignore[method-assign]
             Sweeper(self.shared, self.packs, self.backing, self.spill, self.locks, pace).run()

@@ -1,0 +1,35 @@
+# Every target sets up what it needs: Debian packages by apt-get where a program is missing, a virtual environment from PyPI.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := build/setup.stamp
+SIZE ?= 2Gi
+
+.PHONY: demo test check bench soak clean
+
+demo: $(STAMP)
+	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
+
+test: check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	bash tools/packages.sh bench
+	$(BIN)/python -m pip install -q -r requirements-bench.lock
+	PATH="$(CURDIR)/$(BIN):$$PATH" BENCH="$(BENCH)" $(BIN)/python -m bench
+
+$(STAMP): pyproject.toml requirements.lock tools/packages.sh
+	bash tools/packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	mkdir -p build && touch $@
+
+clean:
+	rm -rf build $(VENV) *.egg-info

@@ -1,0 +1,1 @@
+"""`make bench`: Stillframe's block path and sessions beside what else there is, in one run on one file system."""

@@ -1,0 +1,52 @@
+"""Calls to the engine service, one connection each. Any thread of a command."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from driver.core import messages
+from driver.core.errors import EngineUnavailable, NotPermitted, StillframeError
+
+_SECONDS: Final = 120.0
+_WAIT_SECONDS: Final = 0.2
+
+Result = dict[str, Any]
+
+
+class Client:
+    """The engine that runs on the state folder `state`."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def call(self, call: str, **arguments: Any) -> Result:
+        """The result of a call. Raises EngineUnavailable, NotPermitted, and what the engine answers."""
+        path = self.state / "run" / "engine.sock"
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_SECONDS)
+        try:
+            connection.connect(str(path))
+        except PermissionError:
+            connection.close()
+            raise NotPermitted(f"{path} may not be opened by you", "run stillframe as root") from None
+        except OSError:
+            connection.close()
+            raise EngineUnavailable(
+                f"no engine runs on {self.state}", f"start it as root: stillframe --state {self.state} engine run"
+            ) from None
+        with connection:
+            given = {key: value for key, value in arguments.items() if value is not None}
+            return dict(messages.call(connection, {"call": call, "args": given})[0]["result"])
+
+    def follow_job(self, job: str, on_progress: Callable[[Result], None]) -> Result:
+        """Wait for a job's end: its result. Raises what it failed with."""
+        while True:
+            status = self.call("job.status", job=job, wait_seconds=_WAIT_SECONDS)
+            on_progress(status["progress"] or {})
+            if status["state"] == "failed":
+                raise StillframeError.from_message(status["error"])
+            if status["state"] == "done":
+                return dict(status["result"] or {})

@@ -1,0 +1,86 @@
+"""`stillframe engine`: run, info, stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from driver.cli.context import SIZE, Context, pass_context
+from driver.core import settings
+from driver.core.errors import NotPermitted, Unsupported
+from driver.core.sizes import format_size
+from driver.engine.records import Folder
+from driver.engine.settings import Settings
+
+
+@click.group()
+def engine() -> None:
+    """The engine that serves the volumes of a state folder."""
+
+
+@engine.command()
+@click.option("--processes", type=click.IntRange(1, 8), default=1, show_default=True, help="Processes a volume.")
+@click.option("--session-memory", type=SIZE, default="256Mi", show_default=True, help="Memory of one snapshot.")
+@click.option("--node-memory", type=SIZE, default="1Gi", show_default=True, help="Memory of all of them together.")
+@click.option("--spill", type=SIZE, default="4Gi", show_default=True, help="Disk that one may use when its memory is full.")
+@click.option("--upload-rate", type=SIZE, default="0", show_default=True, help="Bytes a second of an upload; 0: no limit.")
+@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
+              help="Seconds that a stop waits for devices in use.")  # fmt: skip
+@pass_context
+def run(
+    context: Context, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int, grace: float
+) -> None:
+    """Run the engine in the foreground, until it is stopped (SIGTERM or `engine stop`)."""
+    state = context.client.state
+    checked = Settings(state, node_memory, session_memory, spill, upload_rate, processes, grace)
+    if settings.effective_user() != 0:
+        raise NotPermitted("the engine must run as root: it mounts FUSE and makes loop devices", "use sudo")
+    Folder(state).engine_id()
+    for device, module in (("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")):
+        if not os.path.exists(device):
+            raise Unsupported(f"there is no {device}", f"load the kernel module: modprobe {module}")
+    arguments = [
+        "--state", str(state), "--processes", str(checked.processes),
+        "--session-memory", str(checked.session_bytes), "--node-memory", str(checked.node_bytes),
+        "--spill", str(checked.spill_bytes), "--upload-rate", str(checked.upload_rate),
+        "--grace", str(checked.grace_seconds),
+    ]  # fmt: skip
+    os.execv(sys.executable, [sys.executable, "-m", "driver.engine.keeper", *arguments])
+
+
+@engine.command()
+@pass_context
+def info(context: Context) -> None:
+    """Show the running engine: version, settings, repositories."""
+    shown = context.client.call("engine.info")
+    settings = shown["settings"]
+    repositories = ", ".join(
+        f"{item['name']} ({item['url']}{', default' if item['default'] else ''})" for item in shown["repositories"]
+    )
+    context.output.fields(
+        shown,
+        [
+            ("version", shown["version"]),
+            ("state folder", shown["state"]),
+            ("engine id", shown["engine_id"]),
+            ("pid", str(shown["pid"])),
+            ("repositories", repositories or f"none; add one to {shown['state']}/repositories.toml"),
+            ("session memory", format_size(settings["session_bytes"])),
+            ("node memory", format_size(settings["node_bytes"])),
+            ("spill", format_size(settings["spill_bytes"])),
+            ("upload rate", f"{format_size(settings['upload_rate'])}/s" if settings["upload_rate"] else "no limit"),
+            ("volumes held", str(len(shown["processes"]["volumes"]))),
+        ],
+    )
+
+
+@engine.command()
+@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
+              help="Seconds to wait for devices in use.")  # fmt: skip
+@pass_context
+def stop(context: Context, grace: float) -> None:
+    """Detach all volumes and end the engine; devices in use are waited for."""
+    context.client.call("engine.stop", grace_seconds=grace)
+    context.output.result({"stopping": True}, "the engine is stopping")

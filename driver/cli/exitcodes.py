@@ -1,0 +1,31 @@
+"""What each domain error is to a script: the exit codes of `stillframe`, in one table. 130 is an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from driver.core import errors
+
+EXIT_CODES: Final[Mapping[type[errors.StillframeError], int]] = {
+    errors.Internal: 1,
+    errors.InvalidArgument: 2,
+    errors.NotFound: 3,
+    errors.AlreadyExists: 4,
+    errors.FailedPrecondition: 5,
+    errors.OutOfSpace: 6,
+    errors.RepositoryUnavailable: 7,
+    errors.AccessDenied: 8,
+    errors.DataCorrupt: 9,
+    errors.EngineUnavailable: 10,
+    errors.NotPermitted: 11,
+    errors.Unsupported: 12,
+    errors.SnapshotFailed: 13,
+    errors.DeviceError: 14,
+}
+INTERRUPTED: Final = 130
+
+
+def exit_code(error: errors.StillframeError) -> int:
+    """The exit code of an error; 1 for a class that is not in the table."""
+    return EXIT_CODES.get(type(error), 1)

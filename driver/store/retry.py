@@ -1,0 +1,97 @@
+"""The one place where a request to a store is repeated: full-jitter back-off (tenacity), counted. Any thread.
+
+Only RepositoryUnavailable is worth another attempt; every other error stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import tenacity
+
+from driver.core.errors import RepositoryUnavailable
+from driver.store.port import Listed, Listing, ObjectStore, Part, Pieces
+
+T = TypeVar("T")
+_FIRST_SECONDS: Final = 0.1
+CAP_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long to go on: no new attempt of a request after `seconds` of failures; None means for ever."""
+
+    seconds: float | None
+    cap_seconds: float = CAP_SECONDS
+
+
+FOR_EVER: Final = Policy(None)
+PATIENT: Final = Policy(300.0)
+BRIEF: Final = Policy(4.0, cap_seconds=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Told of every attempt, and of every attempt that is a repetition of one that failed."""
+
+    request: Callable[[], None]
+    retry: Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+class Retrying:
+    """An ObjectStore whose calls are repeated as the policy says."""
+
+    def __init__(self, store: ObjectStore, policy: Policy, watch: Watch | None = None) -> None:
+        self._store = store
+        self._watch = watch or Watch(_nothing, _nothing)
+        stop = tenacity.stop_never if policy.seconds is None else tenacity.stop_after_delay(policy.seconds)
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(RepositoryUnavailable),
+            wait=tenacity.wait_random_exponential(multiplier=_FIRST_SECONDS, max=policy.cap_seconds),
+            stop=stop,
+            before=self._before,
+            reraise=True,
+        )
+
+    def _before(self, state: tenacity.RetryCallState) -> None:
+        self._watch.request()
+        if state.attempt_number > 1:
+            self._watch.retry()
+
+    def _do(self, call: Callable[[], T]) -> T:
+        return self._retrying.copy()(call)
+
+    @property
+    def where(self) -> str:
+        return self._store.where
+
+    def get(self, key: str, maximum_bytes: int) -> bytes | None:
+        return self._do(lambda: self._store.get(key, maximum_bytes))
+
+    def get_range(self, key: str, offset: int, length: int) -> Part | None:
+        return self._do(lambda: self._store.get_range(key, offset, length))
+
+    def put(self, key: str, pieces: Pieces) -> None:
+        self._do(lambda: self._store.put(key, pieces))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """As `ObjectStore.put_if_absent`; after an attempt whose answer was lost, False may mean our own object."""
+        return self._do(lambda: self._store.put_if_absent(key, data))
+
+    def delete(self, key: str) -> None:
+        self._do(lambda: self._store.delete(key))
+
+    def head(self, key: str) -> Listed | None:
+        return self._do(lambda: self._store.head(key))
+
+    def list(self, prefix: str) -> Listing:
+        return self._do(lambda: self._store.list(prefix))
+
+    def close(self) -> None:
+        self._store.close()

@@ -1,0 +1,265 @@
+"""An S3 bucket and prefix as an object store, through boto3. The only module that knows boto3. Any thread.
+
+Payloads are unsigned: over TLS its MAC protects them, over plain HTTP nothing more than TCP's checksum does until a
+read checks the digests; signing would hash every byte once more. botocore repeats nothing: `driver.store.retry` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+from botocore import exceptions
+from botocore.config import Config
+from botocore.credentials import SharedCredentialProvider
+from urllib3.exceptions import HTTPError
+
+from driver.core.errors import (
+    AccessDenied,
+    InvalidArgument,
+    NotFound,
+    RepositoryUnavailable,
+    StillframeError,
+    Unsupported,
+)
+from driver.core.settings import Repository
+from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_REGION_DEFAULT: Final = "us-east-1"
+_REFUSED: Final = {
+    "InvalidAccessKeyId": "the access key is not known there: check the credentials",
+    "XAdminUserNotFound": "the access key is not known there: check the credentials",
+    "SignatureDoesNotMatch": "the secret key is wrong: check the credentials",
+    "ExpiredToken": "the session token has expired: provide fresh credentials",
+    "RequestTimeTooSkewed": "this host's clock differs from the store's: set the clock",
+}
+_REFUSED_HINT: Final = "check the credentials, and that they may list, read, write and delete in this bucket"
+_WRONG_REGION: Final = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
+_MAY_PASS: Final = frozenset({"RequestTimeout", "SlowDown", "ConditionalRequestConflict", "IncompleteBody"})
+_CREDENTIAL_ERRORS: Final = (
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.CredentialRetrievalError,
+)
+_MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
+
+
+_T = TypeVar("_T")
+
+
+class _Keys(NamedTuple):
+    access: str | None
+    secret: str | None
+    token: str | None
+
+
+class _Failure(NamedTuple):
+    code: str
+    status: int
+    text: str
+
+
+class S3Store:
+    """Objects in `repository`'s bucket. Raises InvalidArgument, AccessDenied (no credentials)."""
+
+    def __init__(self, repository: Repository, options: Options) -> None:
+        parts = urlsplit(repository.url)
+        self._bucket = parts.netloc
+        prefix = parts.path.strip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._endpoint = repository.endpoint or "AWS"
+        self._pace = options.pace
+        if not self._bucket:
+            raise InvalidArgument(f"{repository.url!r} names no bucket", "write s3://bucket/prefix")
+        if repository.ca and not os.path.isfile(repository.ca):
+            raise InvalidArgument(f"there is no CA file {repository.ca}", "set the repository's `ca` to a PEM file")
+        keys = _keys(repository)
+        config = Config(
+            connect_timeout=options.connect_seconds,
+            read_timeout=options.read_seconds,
+            max_pool_connections=options.connections,
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={
+                "payload_signing_enabled": False,
+                "addressing_style": "path" if repository.endpoint else "auto",
+            },
+            user_agent_extra="stillframe",
+        )
+        try:
+            self._client: S3Client = boto3.session.Session().client(
+                "s3",
+                endpoint_url=repository.endpoint,
+                region_name=repository.region or (_REGION_DEFAULT if repository.endpoint else None),
+                verify=repository.ca,
+                config=config,
+                aws_access_key_id=keys.access,
+                aws_secret_access_key=keys.secret,
+                aws_session_token=keys.token,
+            )
+        except (ValueError, exceptions.BotoCoreError) as error:
+            raise InvalidArgument(f"repository {repository.name!r}: {error}", "check its endpoint, region") from error
+
+    @property
+    def where(self) -> str:
+        return f"bucket {self._bucket!r} at {self._endpoint}"
+
+    def get(self, key: str, maximum_bytes: int) -> bytes | None:
+        with self._translated("reading", key):
+            answer = self._unless_missing(lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key))
+            if answer is None:
+                return None
+            with contextlib.closing(answer["Body"]) as body:
+                data: bytes = body.read(maximum_bytes + 1)
+                return data
+
+    def get_range(self, key: str, offset: int, length: int) -> Part | None:
+        with self._translated("reading", key):
+            wanted = f"bytes={offset}-{offset + length - 1}"
+            try:
+                answer = self._unless_missing(
+                    lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, Range=wanted)
+                )
+            except exceptions.ClientError as error:
+                if _failure(error).status == 416:
+                    return Part(b"", 0)
+                raise
+            if answer is None:
+                return None
+            with contextlib.closing(answer["Body"]) as body:
+                if "ContentRange" in answer:
+                    return Part(body.read(), int(answer["ContentRange"].rpartition("/")[2]))
+                return Part(body.read(offset + length)[offset:], answer["ContentLength"])
+
+    def put(self, key: str, pieces: Pieces) -> None:
+        with self._translated("writing", key):
+            body: Any = Body(pieces, self._pace)
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=body)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        with self._translated("writing", key):
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._prefix + key, Body=data, IfNoneMatch="*")
+            except exceptions.ClientError as error:
+                if _failure(error).status == 412:
+                    return False
+                raise
+            return True
+
+    def delete(self, key: str) -> None:
+        with self._translated("deleting", key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def head(self, key: str) -> Listed | None:
+        with self._translated("looking at", key):
+            answer = self._unless_missing(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key))
+            if answer is None:
+                return None
+            return Listed(key, answer["ContentLength"], answer["LastModified"].timestamp())
+
+    def list(self, prefix: str) -> Listing:
+        with self._translated("listing", prefix):
+            found: list[Listed] = []
+            now = 0.0
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                now = _date(page["ResponseMetadata"]["HTTPHeaders"])
+                for item in page.get("Contents", []):
+                    key = item["Key"][len(self._prefix) :]
+                    found.append(Listed(key, item["Size"], item["LastModified"].timestamp()))
+            return Listing(tuple(found), now)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @staticmethod
+    def _unless_missing(call: Callable[[], _T]) -> _T | None:
+        try:
+            return call()
+        except exceptions.ClientError as error:
+            if _failure(error).code in _MISSING:
+                return None
+            raise
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str, key: str) -> Iterator[None]:
+        what = f"{doing} {self._prefix + key!r} in {self.where}"
+        try:
+            yield
+        except exceptions.ClientError as error:
+            raise self._refusal(what, _failure(error)) from error
+        except _CREDENTIAL_ERRORS as error:
+            raise _no_credentials(what) from error
+        except exceptions.SSLError as error:
+            raise RepositoryUnavailable(
+                f"{what}: TLS: {error}", "set the repository's `ca` to the authority's PEM file, or correct the endpoint"
+            ) from error
+        except (exceptions.ParamValidationError, exceptions.InvalidRegionError, exceptions.NoRegionError) as error:
+            raise InvalidArgument(f"{what}: {error}", "check the repository's url, endpoint and region") from error
+        except (exceptions.BotoCoreError, HTTPError, OSError) as error:
+            raise RepositoryUnavailable(
+                f"{what}: no answer: {error}", "check that the endpoint is right and the store is up"
+            ) from error
+
+    def _refusal(self, what: str, failure: _Failure) -> StillframeError:
+        message = f"{what}: {failure.text}"
+        if failure.code == "NoSuchBucket":
+            return NotFound(f"{self.where} does not exist", "make it, or correct the repository's url")
+        if failure.code in _WRONG_REGION or failure.status in (301, 307):
+            return InvalidArgument(message, "set the repository's `region` to the bucket's")
+        if failure.status in (401, 403) or failure.code in _REFUSED:
+            return AccessDenied(message, _REFUSED.get(failure.code, _REFUSED_HINT))
+        if failure.status == 501:
+            return Unsupported(message, "this store lacks what Stillframe needs")
+        if failure.status >= 500 or failure.status in (408, 409, 429) or failure.code in _MAY_PASS:
+            return RepositoryUnavailable(message, "the store has a problem; try again later")
+        return Unsupported(message, "the store does not accept this request; check the repository's settings")
+
+
+def _keys(repository: Repository) -> _Keys:
+    """What the repository's credentials file holds; nothing without one, so that boto3 looks where it always does."""
+    path = repository.credentials
+    if path is None:
+        return _Keys(None, None, None)
+    if not os.path.isfile(path):
+        raise AccessDenied(f"there is no credentials file {path}", f"repository {repository.name!r} names it: make it")
+    try:
+        found = SharedCredentialProvider(path, profile_name="default").load()
+    except exceptions.BotoCoreError as error:
+        raise AccessDenied(f"{path}: {error}", "it must be an AWS credentials file") from error
+    if found is None:
+        raise AccessDenied(
+            f"{path} holds no credentials", "it needs [default] with aws_access_key_id and aws_secret_access_key"
+        )
+    return _Keys(found.access_key, found.secret_key, found.token)
+
+
+def _no_credentials(what: str) -> AccessDenied:
+    return AccessDenied(
+        f"{what}: there are no credentials",
+        "set the repository's `credentials` to a file, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the engine",
+    )
+
+
+def _failure(error: exceptions.ClientError) -> _Failure:
+    fields = error.response.get("Error", {})
+    code = str(fields.get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return _Failure(code, status, f"HTTP {status} {code}: {fields.get('Message', '')}".rstrip(": "))
+
+
+def _date(headers: Any) -> float:
+    """The store's clock, from the Date header of an answer; 0 without one."""
+    try:
+        return parsedate_to_datetime(headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return 0.0

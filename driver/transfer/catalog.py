@@ -1,0 +1,263 @@
+"""What a repository says of its snapshots, and the small changes to that: begin, list, show, delete. Any thread.
+
+Functions of an open store. `Summary` is a snapshot as a user sees it, as far as the repository knows.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from driver.core.errors import AlreadyExists, DataCorrupt, NotFound, SnapshotFailed, StillframeError, Unsupported
+from driver.core.ids import new_id
+from driver.store import layout
+from driver.store.port import Listed, ObjectStore
+from driver.transfer import records
+from driver.transfer.records import Aborted, Manifest, Pending, Tombstone
+
+Summary = dict[str, Any]
+STALE_SECONDS: Final = 300.0
+"""A session whose pending.json is older than this, by the store's clock, is taken for dead by readers."""
+_READERS: Final = 4
+_NO_CONDITIONS: Final = (
+    "this store ignores conditional PUTs (If-None-Match): a snapshot in the making cannot be deleted safely, and there "
+    "is no garbage collection; use a store that honours them, or let only one engine write to this repository"
+)
+
+
+def now() -> str:
+    """This host's time as records hold it."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def open_repository(store: ObjectStore) -> None:
+    """Make sure that the prefix is a repository of a format we know; a new prefix becomes one. Raises Unsupported."""
+    data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX)
+    if data is None:
+        fresh = records.encode(records.Repository(id=new_id(), created=now()))
+        if store.put_if_absent(layout.REPOSITORY, fresh):
+            return
+        data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX) or b""
+    records.decode(data, records.Repository, layout.REPOSITORY)
+
+
+def check_repository(store: ObjectStore) -> bool:
+    """Whether the prefix is a repository. Raises Unsupported for one of another format."""
+    data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX)
+    if data is not None:
+        records.decode(data, records.Repository, layout.REPOSITORY)
+    return data is not None
+
+
+def read_manifest(store: ObjectStore, snapshot: str) -> Manifest | Aborted | None:
+    """The snapshot's manifest.json, if there is one. Raises DataCorrupt, Unsupported."""
+    key = layout.manifest(snapshot)
+    data = store.get(key, records.MANIFEST_BYTES_MAX)
+    return None if data is None else records.decode_manifest(data, key)
+
+
+def committed(store: ObjectStore, snapshot: str) -> Manifest:
+    """The manifest of a snapshot that can be read. Raises NotFound, SnapshotFailed, DataCorrupt, Unsupported."""
+    check_repository(store)
+    manifest = read_manifest(store, snapshot)
+    if manifest is None:
+        raise NotFound(f"there is no complete snapshot {snapshot} in {store.where}", "see: snapshot list")
+    if isinstance(manifest, Aborted):
+        raise SnapshotFailed(f"snapshot {snapshot} was ended before it was complete: {manifest.reason}")
+    if store.get(layout.tombstone(snapshot), records.SMALL_BYTES_MAX) is not None:
+        raise NotFound(f"snapshot {manifest.snapshot.name!r} was deleted", "see: snapshot list")
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Who begins a snapshot of what, where."""
+
+    snapshot: records.Named
+    volume: records.Named
+    lineage: str
+    node: str
+
+
+def begin(store: ObjectStore, of: Beginning, result: dict[str, Any], repository: str) -> None:
+    """Write pending.json, if the snapshot's name is free. Raises AlreadyExists; then `result` gets `manifest`, the
+    snapshot's summary, if that name was committed from the same volume."""
+    manifest = read_manifest(store, of.snapshot.id)
+    if isinstance(manifest, Manifest):
+        if manifest.volume.id == of.volume.id:
+            result["manifest"] = _of_manifest(manifest, repository)
+        raise AlreadyExists(
+            f"snapshot {of.snapshot.name!r} exists in {store.where}, of volume {manifest.volume.name!r}",
+            "take another name; that of a deleted snapshot is free again after garbage collection",
+        )
+    if manifest is not None:
+        raise AlreadyExists(
+            f"snapshot {of.snapshot.name!r} in {store.where} was ended before it was complete: {manifest.reason}",
+            "take another name; this one is free again after garbage collection",
+        )
+    pending = _read_pending(store, of.snapshot.id)
+    if pending is not None and pending.volume.id != of.volume.id:
+        raise AlreadyExists(
+            f"snapshot {of.snapshot.name!r} is being made in {store.where}, of volume {pending.volume.name!r} "
+            f"on node {pending.node!r}",
+            "take another name, or delete that one",
+        )
+    write_pending(store, of, now())
+
+
+def write_pending(store: ObjectStore, of: Beginning, begun: str) -> None:
+    """Make or renew pending.json: the session's heartbeat."""
+    pending = Pending(snapshot=of.snapshot, volume=of.volume, lineage=of.lineage, node=of.node, begun=begun, heartbeat=now())
+    store.put(layout.pending(of.snapshot.id), [records.encode(pending)])
+
+
+def withdraw(store: ObjectStore, snapshot: str) -> None:
+    """Undo `begin`: the name is free again. Nothing happens to a snapshot that has a manifest."""
+    if store.head(layout.manifest(snapshot)) is None:
+        store.delete(layout.pending(snapshot))
+
+
+def _read_pending(store: ObjectStore, snapshot: str) -> Pending | None:
+    key = layout.pending(snapshot)
+    data = store.get(key, records.SMALL_BYTES_MAX)
+    return None if data is None else records.decode(data, Pending, key)
+
+
+@dataclass(slots=True)
+class _Objects:
+    """What a listing shows of one snapshot."""
+
+    now: float
+    found: dict[str, Listed] = field(default_factory=dict)
+
+
+def list_snapshots(store: ObjectStore, repository: str) -> list[Summary]:
+    """All snapshots but deleted ones, oldest first. One that cannot be read is listed as failed, with the reason."""
+    if not check_repository(store):
+        return []
+    listing = store.list(layout.SNAPSHOTS)
+    snapshots: dict[str, _Objects] = {}
+    for item in listing.objects:
+        named = layout.snapshot_of(item.key)
+        if named is not None:
+            snapshots.setdefault(named[0], _Objects(listing.now)).found[named[1]] = item
+    wanted = [(name, objects) for name, objects in snapshots.items() if "deleted" not in objects.found]
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda item: _listed(store, repository, *item), wanted)
+        summaries = [summary for summary in found if summary is not None]
+    return sorted(summaries, key=lambda summary: (summary["created"] or "", summary["id"]))
+
+
+def _listed(store: ObjectStore, repository: str, snapshot: str, objects: _Objects) -> Summary | None:
+    try:
+        return _summary(store, repository, snapshot, objects)
+    except (DataCorrupt, Unsupported) as error:
+        return _bare(snapshot, repository, "failed", error=error)
+
+
+def show(store: ObjectStore, repository: str, snapshot: str) -> Summary:
+    """One snapshot; `deleted` is a state here. Raises NotFound, DataCorrupt, Unsupported."""
+    check_repository(store)
+    listing = store.list(f"{layout.SNAPSHOTS}{snapshot}/")
+    objects = _Objects(listing.now)
+    for item in listing.objects:
+        named = layout.snapshot_of(item.key)
+        if named is not None:
+            objects.found[named[1]] = item
+    summary = _summary(store, repository, snapshot, objects)
+    if summary is None:
+        raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: snapshot list")
+    return {**summary, "state": "deleted"} if "deleted" in objects.found else summary
+
+
+def _summary(store: ObjectStore, repository: str, snapshot: str, objects: _Objects) -> Summary | None:
+    """None if it is neither committed nor aborted nor pending."""
+    manifest = read_manifest(store, snapshot) if "manifest" in objects.found else None
+    if isinstance(manifest, Manifest):
+        return _of_manifest(manifest, repository)
+    pending = _read_pending(store, snapshot) if "pending" in objects.found else None
+    if manifest is not None:
+        error = SnapshotFailed(f"it was ended before it was complete: {manifest.reason}")
+        return _of_pending(pending, snapshot, repository, "aborted", error)
+    if pending is None:
+        return None
+    quiet = objects.now - objects.found["pending"].modified
+    if quiet <= STALE_SECONDS:
+        return _of_pending(pending, snapshot, repository, "uploading", None)
+    lost = SnapshotFailed(
+        f"nothing was heard of its session on node {pending.node!r} since {pending.heartbeat}",
+        "look at that node; delete the snapshot if the node is gone",
+    )
+    return _of_pending(pending, snapshot, repository, "failed", lost)
+
+
+def delete(store: ObjectStore, snapshot: str, *, conditions: bool, only_writer: bool) -> None:
+    """Delete a snapshot: a tombstone, and before it, for one that is not committed, the mark that it never will be.
+
+    Without conditional PUTs only a committed one, unless the caller knows that no session can commit it any more
+    (`only_writer`). Nothing happens to one that is deleted already. Raises NotFound, Unsupported.
+    """
+    check_repository(store)
+    key = layout.manifest(snapshot)
+    if store.head(key) is None:
+        if store.head(layout.pending(snapshot)) is None:
+            if store.head(layout.tombstone(snapshot)) is not None:
+                return
+            raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: snapshot list")
+        mark = records.encode(Aborted(snapshot=snapshot, reason="it was deleted", aborted=now()))
+        if conditions:
+            store.put_if_absent(key, mark)
+        elif only_writer:
+            store.put(key, [mark])
+        else:
+            raise Unsupported(f"snapshot {snapshot} is not committed and cannot be deleted: {_NO_CONDITIONS}")
+    stone = records.encode(Tombstone(snapshot=snapshot, deleted=now()))
+    store.put_if_absent(layout.tombstone(snapshot), stone)
+
+
+def warning(conditions: bool) -> str | None:
+    """What a user should know of the store."""
+    return None if conditions else _NO_CONDITIONS
+
+
+def _bare(snapshot: str, repository: str, state: str, error: StillframeError | None) -> Summary:
+    return {
+        "id": snapshot, "name": None, "handle": f"{repository}:{snapshot}", "repository": repository, "volume": None,
+        "lineage": None, "state": state, "created": None, "size_bytes": 0, "logical_block_size": 0,
+        "uploaded_bytes": 0, "requests": 0, "stored_bytes": 0, "error": error.to_message() if error else None,
+        "progress": None, "session": None,
+    }  # fmt: skip
+
+
+def _of_pending(
+    pending: Pending | None, snapshot: str, repository: str, state: str, error: StillframeError | None
+) -> Summary:
+    known: Mapping[str, Any] = {}
+    if pending is not None:
+        known = {
+            "name": pending.snapshot.name, "lineage": pending.lineage, "created": pending.begun,
+            "volume": {"id": pending.volume.id, "name": pending.volume.name},
+        }  # fmt: skip
+    return {**_bare(snapshot, repository, state, error), **known}
+
+
+def _of_manifest(manifest: Manifest, repository: str) -> Summary:
+    return {
+        **_bare(manifest.snapshot.id, repository, "committed", None),
+        "name": manifest.snapshot.name,
+        "volume": {"id": manifest.volume.id, "name": manifest.volume.name},
+        "lineage": manifest.lineage,
+        "created": manifest.created,
+        "size_bytes": manifest.size_bytes,
+        "logical_block_size": manifest.logical_block_size,
+        "uploaded_bytes": manifest.uploaded_bytes,
+        "requests": manifest.requests,
+        "stored_bytes": manifest.stored_bytes,
+        "session": manifest.statistics,
+    }
+
+
+summary_of_manifest = _of_manifest

@@ -1,0 +1,255 @@
+"""The sender: takes sealed chunks out of shared memory, stores them, and commits the snapshot by its manifest.
+
+One process a session, under the sender lock, in a fixed order for each buffer: the pack object is in the store, its
+chunks are in the spool file, the buffer is FREE. So a sender that dies has lost nothing: what is READY is sent again by
+its successor, in a pack of a new name, and what the spool has twice is the same. Threads: the caller polls the buffers,
+three workers compress, hash and upload, one renews pending.json.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from driver.core.errors import SnapshotFailed, StillframeError
+from driver.core.sizes import CHUNK_BYTES
+from driver.store import layout
+from driver.store.port import ObjectStore
+from driver.transfer import catalog, pack, records, region, specs
+from driver.transfer.chunks import Compressor
+from driver.transfer.packbuffer import Entry, Header, PackBuffers, State
+from driver.transfer.records import Manifest, RegionEntry
+from driver.transfer.region import Chunk
+from driver.transfer.spool import Spool
+
+WORKERS: Final = 3
+POLL_SECONDS: Final = 0.003
+HEARTBEAT_SECONDS: Final = 60.0
+SILENCE_SECONDS: Final = 12 * 3600.0
+"""Half the margin of garbage collection: a session that could not renew pending.json for so long must not commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The snapshot in the making. `created` is the time of the cut."""
+
+    of: catalog.Beginning
+    created: str
+    size_bytes: int
+    logical_block_size: int
+
+
+class Meter:
+    """The sender's words in the shared memory. Any thread."""
+
+    def __init__(self, packs: PackBuffers) -> None:
+        self._packs = packs
+        self._lock = threading.Lock()  # guards the words, which have one writer process
+
+    def add(self, **counts: int) -> None:
+        with self._lock:
+            for word, count in counts.items():
+                self._packs.set(Header[word], self._packs.get(Header[word]) + count)
+
+    def request(self) -> None:
+        self.add(REQUESTS=1)
+
+    def retry(self) -> None:
+        self.add(RETRIES=1)
+
+
+class Sender:
+    """Sends one session. `conditions`: the store honours conditional PUTs. `statistics` is asked at the end."""
+
+    def __init__(
+        self, store: ObjectStore, session: Session, packs: PackBuffers, spool: Spool, meter: Meter, *,
+        conditions: bool, statistics: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._session = session
+        self._packs = packs
+        self._spool = spool
+        self._meter = meter
+        self._conditions = conditions
+        self._statistics = statistics
+        self._arenas = pack.Arenas()
+        self._local = threading.local()
+        self._heard = time.monotonic()
+        self._fenced: StillframeError | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> Manifest:
+        """Until the snapshot is committed. Raises what ends the session for good: every StillframeError."""
+        counts = self._spool.counts()
+        self._packs.set(Header.STORED_CHUNKS, counts.stored)
+        self._packs.set(Header.ZERO_CHUNKS, counts.zero)
+        self._packs.set(Header.STORED_BYTES, counts.stored * CHUNK_BYTES)
+        threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
+        pool = concurrent.futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="send")
+        try:
+            self._drain(pool)
+            regions = list(pool.map(self._send_region, range(self._spool.regions)))
+            return self._commit(regions)
+        finally:
+            self._ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # --- packs
+
+    def _drain(self, pool: concurrent.futures.ThreadPoolExecutor) -> None:
+        """Send buffers as they get READY, until the sweep is done and none is left."""
+        sending: dict[concurrent.futures.Future[None], int] = {}
+        while True:
+            self._check_fence()
+            swept = self._packs.get(Header.SWEEP_DONE)
+            taken = set(sending.values())
+            ready = [number for number in self._packs.packs_in(State.READY) if number not in taken]
+            for number in ready:
+                sending[pool.submit(self._send_pack, number)] = number
+            ended = [future for future in sending if future.done()]
+            for future in ended:
+                future.result()
+                del sending[future]
+            if ended:
+                continue
+            if swept and not sending and not ready and not self._packs.packs_in(State.FILLING):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _send_pack(self, number: int) -> None:
+        encoded = pack.encode(self._packs, number, self._compressor(), self._arenas)
+        try:
+            if encoded.pieces:
+                name = uuid.uuid4()
+                self._store.put(layout.pack(self._session.of.lineage, str(name)), encoded.pieces)
+                self._note(encoded.chunks, self._spool.add_pack(name, encoded.size_bytes))
+            for entry in encoded.zero:
+                self._spool.put_zero(entry.chunk, entry.count)
+        finally:
+            encoded.release()
+        self._packs.set_state(number, State.FREE)
+        self._meter.add(
+            UPLOADED_BYTES=encoded.size_bytes,
+            STORED_CHUNKS=len(encoded.chunks),
+            STORED_BYTES=len(encoded.chunks) * CHUNK_BYTES,
+            ZERO_CHUNKS=_total(encoded.zero),
+        )
+
+    def _compressor(self) -> Compressor:
+        """The thread's own."""
+        if not hasattr(self._local, "compressor"):
+            self._local.compressor = Compressor()
+        compressor: Compressor = self._local.compressor
+        return compressor
+
+    def _note(self, chunks: list[tuple[int, Chunk]], number: int) -> None:
+        """Write the pack's chunks into the spool, neighbours at once."""
+        run: list[Chunk] = []
+        first = 0
+        for position, chunk in chunks:
+            if run and position != first + len(run):
+                self._spool.put(first, run)
+                run = []
+            if not run:
+                first = position
+            run.append(chunk._replace(pack=number))
+        if run:
+            self._spool.put(first, run)
+
+    # --- the end
+
+    def _send_region(self, number: int) -> RegionEntry:
+        self._check_fence()
+        index = self._spool.region(number, uuid.UUID(self._session.of.lineage))
+        if index is None:
+            return RegionEntry(number)
+        data = region.encode(index)
+        key = layout.region(self._session.of.lineage, str(uuid.uuid4()))
+        self._store.put(key, [data])
+        self._meter.add(UPLOADED_BYTES=len(data))
+        return RegionEntry(number, key, len(data), data_digest(data))
+
+    def _commit(self, regions: list[RegionEntry]) -> Manifest:
+        """PUT the manifest, on condition that there is none; an answer that was lost is looked up."""
+        self._check_fence()
+        session = self._session
+        manifest = Manifest(
+            snapshot=session.of.snapshot, volume=session.of.volume, lineage=session.of.lineage, node=session.of.node,
+            created=session.created, committed=catalog.now(), size_bytes=session.size_bytes,
+            logical_block_size=session.logical_block_size, regions=tuple(regions),
+            stored_chunks=self._packs.get(Header.STORED_CHUNKS), zero_chunks=self._packs.get(Header.ZERO_CHUNKS),
+            stored_bytes=self._packs.get(Header.STORED_BYTES), uploaded_bytes=self._packs.get(Header.UPLOADED_BYTES),
+            requests=self._packs.get(Header.REQUESTS) + 1, statistics=self._statistics(),
+        )  # fmt: skip
+        data = records.encode(manifest)
+        key = layout.manifest(session.of.snapshot.id)
+        if not self._conditions:
+            found = catalog.read_manifest(self._store, session.of.snapshot.id)
+            if found is None:
+                self._store.put(key, [data])
+            else:
+                manifest = self._accept(found)
+        elif not self._store.put_if_absent(key, data):
+            found = catalog.read_manifest(self._store, session.of.snapshot.id)
+            manifest = self._accept(found)
+        self._meter.add(UPLOADED_BYTES=len(data))
+        self._packs.set(Header.MANIFEST_DONE, 1)
+        return manifest
+
+    def _accept(self, found: Manifest | records.Aborted | None) -> Manifest:
+        """The manifest that is there, if this session made it. Raises SnapshotFailed."""
+        if isinstance(found, Manifest):
+            if (found.volume.id, found.created) == (self._session.of.volume.id, self._session.created):
+                return found
+            raise SnapshotFailed(
+                f"another snapshot of the name {found.snapshot.name!r} was committed first, on node {found.node!r}",
+                "take another name",
+            )
+        reason = found.reason if found is not None else "its manifest came and went"
+        raise SnapshotFailed(f"the snapshot was ended from outside: {reason}")
+
+    # --- the heartbeat
+
+    def _heartbeat(self) -> None:
+        """Renew pending.json; learn of a deletion. The outermost loop of its thread."""
+        begun = catalog.now()
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                catalog.write_pending(self._store, self._session.of, begun)
+                self._heard = time.monotonic()
+                found = catalog.read_manifest(self._store, self._session.of.snapshot.id)
+                if found is not None and not self._ended.is_set():
+                    self._accept(found)
+            except StillframeError as error:
+                self._fenced = error
+                return
+
+    def _check_fence(self) -> None:
+        if self._fenced is not None:
+            raise self._fenced
+        silent = time.monotonic() - self._heard
+        if silent > SILENCE_SECONDS:
+            raise SnapshotFailed(f"the repository did not answer for {silent / 3600:.0f} hours")
+
+
+def data_digest(data: bytes) -> str:
+    """SHA-256 of an object's bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def session_of(spec: specs.Send) -> Session:
+    """The session that a `send` job describes."""
+    volume = spec.volume
+    named = records.Named(spec.snapshot.id, spec.snapshot.name)
+    of = catalog.Beginning(named, records.Named(volume.id, volume.name), spec.lineage, spec.node)
+    return Session(of, spec.snapshot.created, volume.size_bytes, volume.logical_block_size)
+
+
+def _total(entries: list[Entry]) -> int:
+    return sum(entry.count for entry in entries)

@@ -1,0 +1,107 @@
+"""Jobs of a few requests, which the supervisor runs in threads of its own: its connections are warm. Any thread.
+
+Short time-outs: a store that does not answer is reported within about ten seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from driver.core import settings
+from driver.core.settings import Repository
+from driver.store.open import honours_conditions, open_store
+from driver.store.port import ObjectStore, Options
+from driver.store.retry import BRIEF
+from driver.transfer import catalog, specs
+
+_OPTIONS: Final = Options(connections=8, connect_seconds=3.0, read_seconds=4.0)
+_KEPT: Final = 8
+Spec = dict[str, Any]
+Result = dict[str, Any]
+
+
+class Stores:
+    """Open stores, by their settings; a changed repositories.toml or credentials file makes a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _open; nothing is asked of a store with it held
+        self._open: dict[tuple[Repository, int], ObjectStore] = {}
+
+    def get(self, repository: Repository) -> ObjectStore:
+        """Raises InvalidArgument, AccessDenied."""
+        key = (repository, _changed(repository.credentials))
+        with self._lock:
+            store = self._open.get(key)
+            if store is None:
+                store = open_store(repository, BRIEF, _OPTIONS)
+                while len(self._open) >= _KEPT:
+                    self._open.pop(next(iter(self._open))).close()
+                self._open[key] = store
+            return store
+
+
+def _changed(path: str | None) -> int:
+    try:
+        return os.stat(path).st_mtime_ns if path else 0
+    except OSError:
+        return 0
+
+
+def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """specs.Begin -> {conditional_put, warning}; with AlreadyExists perhaps {manifest}"""
+    session = specs.parse(spec, specs.Begin)
+    catalog.open_repository(store)
+    conditions = honours_conditions(repository, store)
+    of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node)
+    catalog.begin(store, of, result, repository.name)
+    result.update(conditional_put=conditions, warning=catalog.warning(conditions))
+
+
+def check(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """-> {conditional_put, warning}: whether the repository can be written to. A new prefix becomes a repository."""
+    catalog.open_repository(store)
+    conditions = honours_conditions(repository, store)
+    result.update(conditional_put=conditions, warning=catalog.warning(conditions))
+
+
+def list_snapshots(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """-> {snapshots: [summary]}"""
+    result["snapshots"] = catalog.list_snapshots(store, repository.name)
+
+
+def show(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """specs.OfSnapshot -> summary"""
+    result.update(catalog.show(store, repository.name, specs.parse(spec, specs.OfSnapshot).snapshot))
+
+
+def delete(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """specs.Delete -> {}"""
+    wanted = specs.parse(spec, specs.Delete)
+    conditions = honours_conditions(repository, store)
+    catalog.delete(store, wanted.snapshot, conditions=conditions, only_writer=wanted.only_writer)
+
+
+def withdraw(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """specs.OfSnapshot -> {}: undo `begin` for a session that came to nothing before its cut."""
+    catalog.withdraw(store, specs.parse(spec, specs.OfSnapshot).snapshot)
+
+
+JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] = {
+    "begin": begin,
+    "withdraw": withdraw,
+    "check": check,
+    "list": list_snapshots,
+    "show": show,
+    "delete": delete,
+}
+
+
+def run(stores: Stores, state: Path, kind: str, spec: Spec, result: Result) -> None:
+    """Fill in the result of a small job. Raises every StillframeError."""
+    name = specs.parse(spec, specs.OfRepository).repository
+    repository = settings.repository(state, name)
+    JOBS[kind](repository, stores.get(repository), spec, result)

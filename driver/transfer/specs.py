@@ -1,0 +1,94 @@
+"""What each kind of job is told, checked. `repository` is a name in repositories.toml. Pure; any thread."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from driver.core.errors import InvalidArgument
+from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN
+from driver.transfer.records import Id, Named, Text, Time
+
+DESCRIPTORS: Final = {"send": 2, "restore": 1, "verify": 0}
+"""Kinds with a process of their own, and the descriptors that each takes: pack buffers and spool file; backing file."""
+
+
+class OfRepository(msgspec.Struct, frozen=True):
+    """check, list: the repository as a whole."""
+
+    repository: Text
+
+
+class OfSnapshot(msgspec.Struct, frozen=True):
+    """show, verify, withdraw: one snapshot."""
+
+    repository: Text
+    snapshot: Id
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """`discard_zero`: the backing file may hold other things than zeros, so zero chunks are punched out of it."""
+
+    repository: Text
+    snapshot: Id
+    discard_zero: bool = False
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """`only_writer`: the caller knows that no session can commit the snapshot any more."""
+
+    repository: Text
+    snapshot: Id
+    only_writer: bool = False
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """A session that is about to cut its volume."""
+
+    repository: Text
+    snapshot: Named
+    volume: Named
+    lineage: Id
+    node: Text
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """A snapshot and the time of its cut."""
+
+    id: Id
+    name: Text
+    created: Time
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A volume as it was at the cut."""
+
+    id: Id
+    name: Text
+    size_bytes: Annotated[int, Meta(ge=VOLUME_BYTES_MIN, le=VOLUME_BYTES_MAX, multiple_of=CHUNK_BYTES)]
+    logical_block_size: Literal[512, 4096]
+
+
+class Send(msgspec.Struct, frozen=True):
+    """A session to upload. A rate of 0 is no limit; the file at `statistics_path`, if any, goes into the manifest."""
+
+    repository: Text
+    snapshot: Cut
+    volume: Volume
+    lineage: Id
+    node: Text
+    upload_rate_bytes: Annotated[int, Meta(ge=0)] = 0
+    statistics_path: str | None = None
+
+
+S = TypeVar("S", OfRepository, OfSnapshot, Restore, Delete, Begin, Send)
+
+
+def parse(spec: dict[str, Any], kind: type[S]) -> S:
+    """The job that `spec` describes. Raises InvalidArgument."""
+    try:
+        return msgspec.convert(spec, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"the description of a {kind.__name__.lower()} job: {error}") from error

@@ -1,0 +1,238 @@
+"""A store that fails, and one that lies: what passes is waited for, what does not is told, nothing wrong comes back."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from driver.core.errors import AccessDenied, DataCorrupt, Internal, NotFound, RepositoryUnavailable, Unsupported
+from driver.core.sizes import CHUNK_BYTES
+from driver.transfer.packbuffer import Header
+from tests.servers import S3Server, credentials_file, serve_rclone
+from tests.transfer.proxy import DROP, DROP_ANSWER, PASS, Action, Proxy
+from tests.transfer.rig import Rig
+from tests.transfer.volumes import make_volume, random_volume
+
+
+@pytest.fixture
+def proxy(rclone_s3: S3Server) -> Iterator[Proxy]:
+    made = Proxy(rclone_s3.port)
+    yield made
+    made.close()
+
+
+def through(rig: Rig, proxy: Proxy, server: S3Server) -> str:
+    url = f"s3://{server.make_bucket()}/p"
+    return rig.add("s3", url=url, endpoint=proxy.endpoint, credentials=str(credentials_file(rig.folder)))
+
+
+def test_failures_that_pass_are_waited_for(rig: Rig, proxy: Proxy, rclone_s3: S3Server) -> None:
+    repository = through(rig, proxy, rclone_s3)
+    volume = random_volume(600, seed=11)
+    session = rig.session(repository, volume)
+    session.begin()
+    actions: list[Action] = [500, 503, DROP, DROP_ANSWER, 500]
+    proxy.decide = lambda method, path: actions.pop() if method == "PUT" and actions else PASS
+    session.feed.start()
+    rig.wait(session.start_send())
+    assert not actions
+    assert session.feed.packs.get(Header.RETRIES) == 5
+    proxy.decide = lambda method, path: 503 if method == "GET" and proxy.count("GET", "packs") in (2, 4) else PASS
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+
+
+@pytest.mark.parametrize(("status", "error"), [(403, AccessDenied), (404, NotFound), (400, Unsupported)])
+def test_failures_that_stay_end_the_session(
+    rig: Rig, proxy: Proxy, rclone_s3: S3Server, status: int, error: type[Exception]
+) -> None:
+    session = rig.session(through(rig, proxy, rclone_s3), random_volume(600, seed=12))
+    session.begin()
+    proxy.decide = lambda method, path: status if proxy.count("PUT", "/packs/") > 1 else PASS
+    session.feed.start()
+    with pytest.raises(error):
+        rig.wait(session.start_send(), 10)
+    session.close()
+
+
+def test_the_lost_answer_of_a_commit_is_looked_up(rig: Rig, versitygw: S3Server) -> None:
+    proxy = Proxy(versitygw.port)
+    repository = through(rig, proxy, versitygw)
+    volume = make_volume(60, seed=13)
+    session = rig.session(repository, volume)
+    session.begin()
+
+    def decide(method: str, path: str) -> Action:
+        return DROP_ANSWER if method == "PUT" and "manifest" in path and proxy.count("PUT", "manifest") == 1 else PASS
+
+    proxy.decide = decide
+    session.feed.start()
+    assert rig.wait(session.start_send())["state"] == "committed"
+    assert proxy.count("PUT", "manifest") == 2
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+    proxy.close()
+
+
+def test_an_outage_in_the_middle(rig: Rig) -> None:
+    server = serve_rclone()
+    repository = rig.add_s3(server)
+    volume = random_volume(400, seed=14)
+    session = rig.session(repository, volume, upload_rate_bytes=20_000_000)
+    session.begin()
+    session.feed.start()
+    job = session.start_send()
+    while not session.feed.packs.get(Header.STORED_CHUNKS):
+        time.sleep(0.01)
+    server.stop()
+    while session.feed.packs.get(Header.RETRIES) < 2:
+        time.sleep(0.01)
+    assert rig.call("status", job=job, wait_seconds=0)["state"] == "running"
+    with pytest.raises(RepositoryUnavailable):
+        rig.run("list", {"repository": repository})
+    server.start()
+    rig.wait(job)
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+    server.stop()
+
+
+def test_the_requests_of_a_snapshot(rig: Rig, proxy: Proxy, rclone_s3: S3Server) -> None:
+    volume = random_volume(1024, seed=15)
+    session = rig.session(through(rig, proxy, rclone_s3), volume)
+    session.begin()
+    before = len(proxy.seen)
+    session.feed.start()
+    summary = rig.wait(session.start_send())
+    assert len(proxy.seen) - before <= 4 + 1 + 5
+    assert proxy.count("PUT", "/packs/") == 4
+    assert proxy.count("PUT", "/regions/") == 1
+    assert proxy.count("HEAD", "") == 0
+    assert summary["requests"] >= 6
+    session.close()
+
+
+def objects(folder: Path, part: str) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and part in str(path)]
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def make_longer(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_short, make_longer, alter, os.unlink])
+@pytest.mark.parametrize("part", ["packs/", "regions/", "manifest.json"])
+def test_damage_is_told_by_the_name_of_the_object(rig: Rig, part: str, damage: object) -> None:
+    repository = rig.add_folder()
+    folder = rig.folder / "repository-folder"
+    volume = make_volume(300, seed=16)
+    session = rig.session(repository, volume)
+    session.send()
+    (path, *_) = objects(folder, part)
+    damage(path)  # type: ignore[operator]
+    gone = part == "manifest.json" and not path.exists()
+    for kind, size in (("verify", None), ("restore", len(volume))):
+        with pytest.raises(NotFound if gone else DataCorrupt) as caught:
+            if size is None:
+                rig.run(kind, {"repository": repository, "snapshot": session.id})
+            else:
+                rig.restore(repository, session.id, size)
+        if not gone:
+            assert str(path.relative_to(folder)) in caught.value.message
+            assert caught.value.hint
+    (listed,) = rig.run("list", {"repository": repository})["snapshots"]
+    if part == "manifest.json":
+        assert listed["state"] == ("uploading" if gone else "failed")
+    session.close()
+
+
+def test_an_index_of_another_snapshot_is_refused(rig: Rig) -> None:
+    repository = rig.add_folder()
+    folder = rig.folder / "repository-folder"
+    sessions = [rig.session(repository, make_volume(40, seed=seed)) for seed in (17, 18)]
+    contents = []
+    for session in sessions:
+        session.send()
+        (path,) = objects(folder, f"{session.spec['lineage']}/regions/")
+        contents.append((path, path.read_bytes()))
+    for path, content in zip([contents[1][0], contents[0][0]], [contents[0][1], contents[1][1]], strict=True):
+        path.write_bytes(content)
+    for session in sessions:
+        with pytest.raises(DataCorrupt, match="not what the manifest says"):
+            rig.run("verify", {"repository": repository, "snapshot": session.id})
+        session.close()
+
+
+def test_a_chunk_that_was_never_sealed_is_no_zero(rig: Rig) -> None:
+    session = rig.session(rig.add_folder(), random_volume(100))
+    session.feed.order.remove(57)
+    session.begin()
+    session.feed.start()
+    with pytest.raises(Internal, match="chunk 57 was never sent"):
+        rig.wait(session.start_send())
+    assert rig.run("show", {"repository": "folder", "snapshot": session.id})["state"] == "uploading"
+    session.close()
+
+
+def test_without_conditional_puts_only_what_is_committed_can_be_deleted(rig: Rig, rclone_s3: S3Server) -> None:
+    repository = rig.add_s3(rclone_s3)
+    session = rig.session(repository, random_volume(16))
+    session.begin()
+    wanted = {"repository": repository, "snapshot": session.id}
+    with pytest.raises(Unsupported, match="conditional"):
+        rig.run("delete", wanted)
+    rig.run("delete", {**wanted, "only_writer": True})
+    assert rig.run("show", wanted)["state"] == "deleted"
+    session.close()
+
+
+def test_two_sessions_of_one_name(rig: Rig) -> None:
+    """Only one of them is committed, whoever began first."""
+    repository = rig.add_folder()
+    one, other = (rig.session(repository, make_volume(20, seed=seed)) for seed in (19, 20))
+    other.id = other.spec["snapshot"]["id"] = one.id
+    one.begin()
+    for session in (one, other):
+        session.feed.start()
+    results = []
+    jobs = [one.start_send(), other.start_send()]
+
+    def ended(job: str) -> str:
+        try:
+            return str(rig.wait(job)["state"])
+        except Exception as error:
+            return type(error).__name__
+
+    threads = [threading.Thread(target=lambda job=job: results.append(ended(job))) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["SnapshotFailed", "committed"]
+    one.close()
+    other.close()
+
+
+def test_zero_in_the_middle_of_data(rig: Rig) -> None:
+    repository = rig.add_folder()
+    volume = random_volume(10) + bytes(300 * CHUNK_BYTES) + random_volume(10, seed=2)
+    session = rig.session(repository, volume)
+    session.send()
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()

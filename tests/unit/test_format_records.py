@@ -1,0 +1,141 @@
+"""The JSON objects: what goes in comes out; what was altered is refused, by name."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driver.core.errors import DataCorrupt, Unsupported
+from driver.core.sizes import CHUNK_BYTES, REGION_BYTES, VOLUME_BYTES_MAX, regions_of
+from driver.store import layout
+from driver.transfer import records
+from driver.transfer.records import Aborted, Manifest, Named, Pending, RegionEntry, Repository, Tombstone
+
+KEY = "snapshots/x/manifest.json"
+ids = st.uuids().map(str)
+names = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
+times = st.datetimes(timezones=st.just(UTC)).map(lambda time: time.isoformat())
+counts = st.integers(0, 2**62)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    lineage = draw(ids)
+    size = draw(st.one_of(st.integers(16, 5 * REGION_BYTES // CHUNK_BYTES), st.just(VOLUME_BYTES_MAX // CHUNK_BYTES)))
+    size *= CHUNK_BYTES
+
+    def region(number: int) -> RegionEntry:
+        if size > 8 * REGION_BYTES or draw(st.booleans()):
+            return RegionEntry(number)
+        digest = hashlib.sha256(draw(st.binary(max_size=4))).hexdigest()
+        return RegionEntry(number, layout.region(lineage, draw(ids)), draw(st.integers(1, 2**24 - 1)), digest)
+
+    return Manifest(
+        snapshot=Named(draw(ids), draw(names)), volume=Named(draw(ids), draw(names)), lineage=lineage,
+        node=draw(names), created=draw(times), committed=draw(times), size_bytes=size,
+        logical_block_size=draw(st.sampled_from([512, 4096])),
+        regions=tuple(region(number) for number in range(regions_of(size))), stored_chunks=draw(counts),
+        zero_chunks=draw(counts), stored_bytes=draw(counts), uploaded_bytes=draw(counts), requests=draw(counts),
+        statistics=draw(st.none() | st.dictionaries(names, counts, max_size=3)),
+    )  # fmt: skip
+
+
+Record = Repository | Pending | Manifest | Aborted | Tombstone
+
+
+def without_kind(record: Record) -> Record:
+    return msgspec.structs.replace(record, kind="")
+
+
+@given(manifests())
+def test_a_manifest_comes_back(manifest: Manifest) -> None:
+    found = records.decode_manifest(records.encode(manifest), KEY)
+    assert without_kind(found) == manifest
+
+
+@given(ids, ids, names, times)
+def test_the_small_records_come_back(one: str, other: str, name: str, time: str) -> None:
+    written: list[Record] = [
+        Repository(id=one, created=time),
+        Pending(snapshot=Named(one, name), volume=Named(other, name), lineage=other, node=name, begun=time, heartbeat=time),
+        Aborted(snapshot=one, reason=name, aborted=time),
+        Tombstone(snapshot=one, deleted=time),
+    ]
+    for record in written:
+        found: Record = records.decode(records.encode(record), type(record), KEY)  # type: ignore[type-var]
+        assert without_kind(found) == record
+
+
+@given(manifests(), st.data())
+def test_a_flipped_bit_is_found(manifest: Manifest, data: st.DataObject) -> None:
+    content = bytearray(records.encode(manifest))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises((DataCorrupt, Unsupported), match=KEY):
+        records.decode_manifest(bytes(content), KEY)
+
+
+@given(manifests(), st.data())
+def test_a_manifest_cut_short_is_found(manifest: Manifest, data: st.DataObject) -> None:
+    content = records.encode(manifest)
+    with pytest.raises(DataCorrupt, match=KEY):
+        records.decode_manifest(content[: data.draw(st.integers(0, len(content) - 1))], KEY)
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_refused(data: bytes) -> None:
+    for content in (data, seal(data)):
+        with pytest.raises((DataCorrupt, Unsupported), match=KEY):
+            records.decode_manifest(content, KEY)
+        with pytest.raises((DataCorrupt, Unsupported), match=KEY):
+            records.decode(content, Pending, KEY)
+
+
+def seal(body: bytes) -> bytes:
+    """`body` with a right digest."""
+    return body + b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        (b'"format":1', b'"format":2'),
+        (b'"features":[]', b'"features":["time-travel"]'),
+        (b'"cipher":"none"', b'"cipher":"rot13"'),
+    ],
+)
+def test_what_this_version_does_not_know_is_refused(found: bytes, instead: bytes) -> None:
+    body = records.encode(Tombstone(snapshot="0" * 8 + "-0000" * 3 + "-" + "0" * 12, deleted="2026-01-01T00:00:00Z"))
+    body = body[: body.index(b',"sha256"')]
+    assert found in body
+    with pytest.raises(Unsupported, match=KEY):
+        records.decode(seal(body.replace(found, instead)), Tombstone, KEY)
+
+
+def test_a_record_of_another_kind_is_refused() -> None:
+    stone = records.encode(Tombstone(snapshot="0" * 8 + "-0000" * 3 + "-" + "0" * 12, deleted="2026-01-01T00:00:00Z"))
+    with pytest.raises(DataCorrupt, match=KEY):
+        records.decode(stone, Aborted, KEY)
+
+
+@given(manifests())
+def test_fields_out_of_bounds_are_refused(manifest: Manifest) -> None:
+    replace = msgspec.structs.replace
+    elsewhere = RegionEntry(0, "lineages/../../etc/passwd", 5, "0" * 64)
+    wrong = [
+        replace(manifest, size_bytes=manifest.size_bytes + 1),
+        replace(manifest, size_bytes=2**60),
+        replace(manifest, logical_block_size=1000),
+        replace(manifest, regions=(*manifest.regions, RegionEntry(0))),
+        replace(manifest, regions=(elsewhere, *manifest.regions[1:])),
+        replace(manifest, created="yesterday"),
+        replace(manifest, lineage="../../etc"),
+        replace(manifest, requests=-1),
+    ]
+    for record in wrong:
+        with pytest.raises(DataCorrupt, match=KEY):
+            records.decode_manifest(records.encode(record), KEY)

@@ -1,0 +1,73 @@
+"""The message codec between our processes: descriptors, bounds, and bytes that are no message."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from driver.core import messages
+from driver.core.errors import DataCorrupt, EngineUnavailable, Internal, StillframeError, Unsupported
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.settimeout(5)
+    theirs.settimeout(5)
+    return ours, theirs
+
+
+def test_a_message_arrives_with_its_descriptors() -> None:
+    ours, theirs = pair()
+    reading, writing = os.pipe()
+    messages.send(ours, {"call": "put"}, [reading, writing])
+    received = messages.receive(theirs)
+    assert received is not None
+    message, fds = received
+    assert message["call"] == "put"
+    os.write(fds[1], b"through")
+    assert os.read(fds[0], 16) == b"through"
+    assert not os.get_inheritable(fds[0])
+    messages.close_all([reading, writing, *fds])
+
+
+def test_errors_come_back_as_themselves() -> None:
+    ours, theirs = pair()
+    messages.send(theirs, {"error": DataCorrupt("a", "b").to_message()})
+    with pytest.raises(DataCorrupt, match="a") as caught:
+        messages.call(ours, {"call": "x"})
+    assert caught.value.hint == "b"
+    assert isinstance(StillframeError.from_message({"kind": "Unheard", "message": "x"}), Internal)
+
+
+def test_a_peer_that_goes_is_said_to_have_gone() -> None:
+    ours, theirs = pair()
+    theirs.close()
+    with pytest.raises(EngineUnavailable):
+        messages.call(ours, {"call": "x"})
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\xff\xff\xff\xff", struct.pack(">I", 3) + b"[1]", struct.pack(">I", 2) + b"{}", struct.pack(">I", 2) + b"\xff{"]
+)
+def test_what_is_no_message_is_refused(sent: bytes) -> None:
+    ours, theirs = pair()
+    theirs.sendall(sent)
+    with pytest.raises(Unsupported):
+        messages.receive(ours)
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_end_in_a_clear_error(sent: bytes) -> None:
+    ours, theirs = pair()
+    theirs.sendall(sent)
+    theirs.close()
+    try:
+        assert messages.receive(ours) is None or sent
+    except (Unsupported, ConnectionError):
+        pass
+    ours.close()
