@@ -73,7 +73,7 @@ def _course(plan: Plan, running: Engine, server: Store, device: str, name: str) 
     phases = (_BEFORE_SECONDS, _DURING_SECONDS, _AFTER_SECONDS)
     before, during, after = (max(1, seconds // 4) if plan.quick else seconds for seconds in phases)
     fio.fill(device, plan.file_bytes)
-    prober = Prober(plan, device, plan.file_bytes, before + during + after, _COURSE_RATE)
+    prober = Prober(plan, device, plan.file_bytes, before + during + after, rate=_COURSE_RATE)
     try:
         time.sleep(before)
         asked = time.monotonic_ns()

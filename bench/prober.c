@@ -1,8 +1,9 @@
 // Writes 4 KiB at random places from several threads and keeps when each write was acknowledged, to the nanosecond:
 // fio's logs know milliseconds, and a pause of a cut is a few of them.
-// ./prober DEVICE OFFSET BYTES THREADS SECONDS RATE OUTPUT
+// ./prober DEVICE OFFSET BYTES THREADS SECONDS RATE STRIDE OUTPUT
 // RATE is writes a second of all threads together, 0 for as many as go. With a rate, a write's latency counts from when
-// it was due, so that a stall shows in every write that it held up. OUTPUT gets two u64 a write: time of the
+// it was due, so that a stall shows in every write that it held up. With a STRIDE (a power of two, BYTES too), one block of
+// each STRIDE bytes is written once, in a scattered order, and then it ends. OUTPUT gets two u64 a write: time of the
 // acknowledgement (CLOCK_MONOTONIC) and latency, in nanoseconds, thread after thread.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,7 +26,8 @@ struct writer {
 };
 
 static int device;
-static uint64_t offset, blocks, end;
+static uint64_t offset, blocks, end, stride, strides;
+static _Atomic uint64_t taken;
 
 static uint64_t now(void) {
     struct timespec t;
@@ -61,7 +63,14 @@ static void *write_on(void *argument) {
         if (due >= end)
             break;
         uint64_t random = next_random(&w->seed), *block = bytes + (random >> 56) * BLOCK / 8;
-        if (pwrite(device, block, BLOCK, offset + random % blocks * BLOCK) != BLOCK) {
+        uint64_t place = random % blocks * BLOCK;
+        if (stride) {
+            uint64_t number = taken++;
+            if (number >= strides)
+                break;
+            place = number * 40503 % strides * stride; // an odd factor: each place comes once
+        }
+        if (pwrite(device, block, BLOCK, offset + place) != BLOCK) {
             perror("pwrite");
             exit(1);
         }
@@ -73,7 +82,7 @@ static void *write_on(void *argument) {
 }
 
 int main(int count, char **given) {
-    if (count != 8)
+    if (count != 9)
         return 2;
     device = open(given[1], O_RDWR | O_DIRECT);
     if (device < 0) {
@@ -83,6 +92,8 @@ int main(int count, char **given) {
     offset = strtoull(given[2], 0, 10);
     blocks = strtoull(given[3], 0, 10) / BLOCK;
     int threads = atoi(given[4]), seconds = atoi(given[5]), rate = atoi(given[6]);
+    stride = strtoull(given[7], 0, 10);
+    strides = stride ? blocks * BLOCK / stride : 0;
     struct writer *all = calloc(threads, sizeof *all);
     for (int i = 0; i < threads; i++) {
         struct writer *w = all + i;
@@ -104,7 +115,7 @@ int main(int count, char **given) {
         }
         pthread_create(&w->thread, 0, write_on, w);
     }
-    FILE *output = fopen(given[7], "wb");
+    FILE *output = fopen(given[8], "wb");
     if (!output)
         return 1;
     for (int i = 0; i < threads; i++) {

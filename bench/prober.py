@@ -32,6 +32,14 @@ class Writes:
         inside = np.append(self.acknowledged[begin:end], np.uint64(last))
         return float(np.diff(inside).max(initial=0)) / 1e9
 
+    @property
+    def iops(self) -> float:
+        return (len(self.acknowledged) - 1) / (float(self.acknowledged[-1] - self.acknowledged[0]) / 1e9)
+
+    def percentile(self, share: float) -> float:
+        """Microseconds that `share` per cent of the writes did not exceed."""
+        return float(np.percentile(self.latency, share)) / 1000
+
     def between(self, first: int, last: int) -> Nanoseconds:
         """Latencies of the writes acknowledged in that time."""
         begin, end = np.searchsorted(self.acknowledged, [first, last])
@@ -39,14 +47,19 @@ class Writes:
 
 
 class Prober:
-    """Writes to `size_bytes` of a device for `seconds`, at `rate` writes a second or, with 0, as fast as it goes."""
+    """Writes to `size_bytes` of a device from `offset` on for `seconds`, at `rate` writes a second or as fast as it goes.
 
-    def __init__(self, plan: Plan, device: str, size_bytes: int, seconds: int, rate: int = 0, offset: int = 0) -> None:
+    With `stride`, it writes one block of each `stride` bytes once, in a scattered order, and ends.
+    """
+
+    def __init__(
+        self, plan: Plan, device: str, size_bytes: int, seconds: int, *, rate: int = 0, offset: int = 0, stride: int = 0
+    ) -> None:
         program = compiled(Path(__file__).with_name("prober.c"), plan.build)
         self._output = plan.folder / "prober.out"
         self._seconds = seconds
         self.started = time.monotonic_ns()
-        given = [device, offset, size_bytes, THREADS, seconds, rate, self._output]
+        given = [device, offset, size_bytes, THREADS, seconds, rate, stride, self._output]
         self._process = start([str(program), *map(str, given)])
 
     def stop(self) -> None:

@@ -87,16 +87,26 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n")
 
+    def _subjects(self, name: str) -> list[str]:
+        return [subject for other, subject in self.cases if other == name]
+
+    def _groups(self) -> list[list[str]]:
+        """The sets of subjects that have cases in common: a table each."""
+        found: list[list[str]] = []
+        for name, _ in self.cases:
+            if self._subjects(name) not in found:
+                found.append(self._subjects(name))
+        return found
+
     def show(self, console: Console) -> None:
-        subjects = list(dict.fromkeys(subject for _, subject in self.cases))
-        cases = Table("case", "unit", title="medians of the rounds (lowest to highest)", title_justify="left")
-        for subject in subjects:
-            cases.add_column(subject, justify="right")
-        for name in dict.fromkeys(name for name, _ in self.cases):
-            found = [self.cases.get((name, subject)) for subject in subjects]
-            unit = next(case.unit for case in found if case is not None)
-            cases.add_row(name, unit, *("" if case is None else _spread(case.values) for case in found))
-        console.print(cases)
+        for subjects in self._groups():
+            cases = Table("case", "unit", title="medians of the rounds (lowest to highest)", title_justify="left")
+            for subject in subjects:
+                cases.add_column(subject, justify="right")
+            for name in dict.fromkeys(name for name, subject in self.cases if self._subjects(name) == subjects):
+                found = [self.cases[name, subject] for subject in subjects]
+                cases.add_row(name, found[0].unit, *(_spread(case.values) for case in found))
+            console.print(cases)
         ratios = Table("goal for", title="goals", title_justify="left")
         for heading in ("median", "goal"):
             ratios.add_column(heading, justify="right")

@@ -14,10 +14,11 @@ from typing import Final
 from bench import fio
 from bench.engine import Engine, Snapshot, engine, snapshot, volume
 from bench.plan import KIB, MIB, RECEIVED_BYTES_PER_SECOND, UPLOAD_BYTES_PER_SECOND, UPLOAD_RATE, Plan
+from bench.prober import Prober, Writes
 from bench.programs import ProgramFailed
 from bench.report import AT_LEAST, AT_MOST, Results
 from bench.servers import Received, Store, store
-from bench.subjects import DAEMON, DIRECT_DAEMON, OURS, storage_daemon, written_file
+from bench.subjects import CACHED_DAEMON, DAEMON, OURS, storage_daemon, written_file
 
 VOLUME: Final = "bench"
 RATE_KEPT: Final = 0.99
@@ -29,6 +30,7 @@ OF_QEMU_P99: Final = 0.1
 _CHUNK_BYTES: Final = 64 * KIB
 _CAPTURED_BYTES: Final = 128 * MIB
 """Working set of the row on captured chunks: its pre-images stay within a session's memory."""
+_SCATTERED_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +73,15 @@ def measure(plan: Plan, results: Results) -> None:
             _fixed_rate(bed)
             _sealed(bed)
             _captured(bed)
-            touched = _first_touch(bed, "first touch")
+            _first_touch(bed, "first touch")
+            scattered = _scattered(bed)
         with (
             store(plan, plan.store) as server,
             engine(plan, server, "--upload-rate", UPLOAD_RATE, "--session-memory", "1Gi") as running,
             volume(running, VOLUME, plan.session_bytes) as device,
         ):
             _first_touch(Bed(plan, results, running, server, device), "first touch, 1 GiB of session memory")
-        _qemu_first_touch(plan, results, touched)
+        _beside_qemu(plan, results, scattered)
 
 
 def _fixed_rate(bed: Bed) -> None:
@@ -138,12 +141,23 @@ def _captured(bed: Bed) -> None:
     _settled(bed, "captured", quiet, beside, counts)
 
 
-def _first_touch(bed: Bed, name: str) -> fio.Result:
-    """Each block of the middle part once, from the cut on."""
+def _wait_for_upload(bed: Bed) -> None:
+    """Until the sender has begun: the sweep is in the first part then."""
+    deadline = time.monotonic() + 10
+    before = bed.server.gate.count
+    while bed.server.gate.count - before < MIB:
+        if time.monotonic() > deadline:
+            raise ProgramFailed("the upload has not begun 10 s after the cut")
+        time.sleep(0.01)
+
+
+def _first_touch(bed: Bed, name: str) -> None:
+    """Each block of the middle part once, as soon as the upload flows."""
     size_bytes = bed.plan.working_set_bytes
     quiet = bed.without(bed.saturated(size_bytes, size_bytes))
     job = fio.Job("randwrite", 16, bed.plan.seconds, offset_bytes=size_bytes, size_bytes=size_bytes, once=True)
     with snapshot(bed.running, VOLUME) as taken:
+        _wait_for_upload(bed)
         beside, counts = bed.during(taken, job)
         preimages = taken.look()["session"]["preimages"]
     results = bed.results
@@ -151,25 +165,48 @@ def _first_touch(bed: Bed, name: str) -> fio.Result:
     results.case(f"session: saturated, {name}, p99", OURS, beside.p99, "µs")
     results.case(f"session: saturated, {name}, writes that captured", OURS, preimages / beside.operations, "share")
     results.ratio(f"session, saturated, {name}", beside.iops / quiet.iops, AT_LEAST, FIRST_TOUCH, counts=counts)
-    return beside
 
 
-def _qemu_first_touch(plan: Plan, results: Results, ours: fio.Result) -> None:
-    """The same job on QEMU's copy-before-write into a preallocated fleecing image, which nobody reads from.
+def _scattered(bed: Bed) -> Writes:
+    """One block of each 64 KiB of the middle part, once: every write is the first to its chunk."""
+    size_bytes = bed.plan.working_set_bytes
+    fio.fill(bed.device, size_bytes, size_bytes)
+    with snapshot(bed.running, VOLUME):
+        _wait_for_upload(bed)
+        return _write_scattered(bed.plan, bed.device, size_bytes)
 
-    The goal is set for QEMU as it comes; the figures with direct I/O, as our own volumes have it, stand beside it.
+
+def _write_scattered(plan: Plan, device: str, offset_bytes: int) -> Writes:
+    prober = Prober(plan, device, plan.working_set_bytes, _SCATTERED_SECONDS, offset=offset_bytes, stride=_CHUNK_BYTES)
+    try:
+        return prober.writes()
+    finally:
+        prober.stop()
+
+
+def _beside_qemu(plan: Plan, results: Results, ours: Writes) -> None:
+    """The same writes on QEMU's copy-before-write into a preallocated fleecing image, which nobody reads from.
+
+    With direct I/O, as our own volumes have it, and as it comes, through the page cache.
     """
+    _record_scattered(results, OURS, ours)
     size_bytes = plan.working_set_bytes
-    job = fio.Job("randwrite", 16, plan.seconds, offset_bytes=0, size_bytes=size_bytes, once=True)
-    for subject in (DAEMON, DIRECT_DAEMON):
+    for subject in (DAEMON, CACHED_DAEMON):
         with (
             written_file(plan, "qemu-disk", size_bytes) as disk,
             written_file(plan, "qemu-fleece", size_bytes) as fleece,
-            storage_daemon(disk, plan, fleece, direct=subject == DIRECT_DAEMON) as device,
+            storage_daemon(disk, plan, fleece, direct=subject == DAEMON) as device,
         ):
-            theirs = fio.measure(device, job)
-        results.case("session: saturated, first touch", subject, theirs.iops, "IOPS")
-        results.case("session: saturated, first touch, p99", subject, theirs.p99, "µs")
-        if subject == DAEMON:
-            results.ratio("first touch: IOPS of QEMU's copy-before-write", ours.iops / theirs.iops, AT_LEAST, OF_QEMU_IOPS)
-            results.ratio("first touch: p99 of QEMU's copy-before-write", ours.p99 / theirs.p99, AT_MOST, OF_QEMU_P99)
+            theirs = _write_scattered(plan, device, 0)
+        _record_scattered(results, subject, theirs)
+        name = f"copy-before-write of {subject}"
+        results.ratio(f"first touch: IOPS of {name}", ours.iops / theirs.iops, AT_LEAST, OF_QEMU_IOPS)
+        p99 = ours.percentile(99) / theirs.percentile(99)
+        results.ratio(f"first touch: p99 of {name}", p99, AT_MOST, OF_QEMU_P99)
+
+
+def _record_scattered(results: Results, subject: str, writes: Writes) -> None:
+    name = "session: first write to each 64 KiB, qd16"
+    results.case(name, subject, writes.iops, "IOPS")
+    results.case(f"{name}, p99", subject, writes.percentile(99), "µs")
+    results.case(f"{name}, p99.9", subject, writes.percentile(99.9), "µs")

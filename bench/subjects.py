@@ -1,7 +1,6 @@
 """What is measured: block devices on a file, each a context that leaves nothing behind.
 
-`plain loop` is the floor, `fuse_limit` the limit of the transport, `storage daemon` what QEMU offers in the same place,
-as it comes, through the page cache, and with direct I/O like the others.
+`plain loop` is the floor, `fuse_limit` the limit of the transport, `storage daemon` what QEMU offers in the same place.
 All stand on a file that was allocated and written once in full, so that no first write converts extents.
 """
 
@@ -23,7 +22,7 @@ from bench.programs import ProgramFailed, compiled, daemon, run, wait_until
 LOOP: Final = "plain loop"
 LIMIT: Final = "fuse_limit"
 DAEMON: Final = "storage daemon"
-DIRECT_DAEMON: Final = "storage daemon, direct"
+CACHED_DAEMON: Final = "storage daemon, page cache"
 OURS: Final = "stillframe"
 _HERE: Final = Path(__file__).parent
 _LIMIT_THREADS: Final = 8
@@ -36,8 +35,7 @@ def steady_subjects() -> dict[str, Callable[[Plan], Opened]]:
     return {
         LOOP: lambda plan: _on_file(plan, plain_loop),
         LIMIT: lambda plan: _on_file(plan, lambda file: fuse_limit(file, plan)),
-        DAEMON: lambda plan: _on_file(plan, lambda file: storage_daemon(file, plan, direct=False)),
-        DIRECT_DAEMON: lambda plan: _on_file(plan, lambda file: storage_daemon(file, plan, direct=True)),
+        DAEMON: lambda plan: _on_file(plan, lambda file: storage_daemon(file, plan)),
         OURS: ours,
     }
 
@@ -123,8 +121,8 @@ def fuse_limit(file: Path, plan: Plan) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def storage_daemon(file: Path, plan: Plan, fleece: Path | None = None, *, direct: bool) -> Iterator[str]:
-    """qemu-storage-daemon's FUSE export of `file`, through the page cache or `direct`, and a loop device on it.
+def storage_daemon(file: Path, plan: Plan, fleece: Path | None = None, *, direct: bool = True) -> Iterator[str]:
+    """qemu-storage-daemon's FUSE export of `file`, and a loop device on it; without `direct` through the page cache.
 
     With `fleece`, an image of the same size, every first write copies what it overwrites there before it is done: the
     state of a volume that a backup with fleecing has just been begun of.

@@ -75,8 +75,9 @@ class Service:
         self.snapshots.resume_restores()
 
     def repository(self, arguments: Arguments) -> str:
-        """The repository that the call names, or the default one. Raises NotFound."""
-        return settings.repository(self.settings.state, arguments.get("repository")).name
+        """The repository that the call names, by its handle or by name, else the default one. Raises NotFound."""
+        named, _, _ = str(arguments.get("snapshot", "")).rpartition(":")
+        return settings.repository(self.settings.state, named or arguments.get("repository")).name
 
     def stop(self, grace_seconds: float) -> None:
         """Detach all volumes, waiting `grace_seconds` for those in use; then have the keeper end everything."""

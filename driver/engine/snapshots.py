@@ -20,7 +20,7 @@ _LIVE = ("preparing", "uploading")
 
 
 class Snapshots:
-    """`repository` arguments are names; `snapshot` arguments are names, ids, or handles `<repository>:<id>`."""
+    """`repository` arguments are names; `snapshot` arguments are names, ids, or handles `<repository>:<id>` of it."""
 
     def __init__(self, sessions: Sessions, volumes: Volumes, transfer: TransferClient, jobs: Jobs) -> None:
         self._sessions = sessions
@@ -36,8 +36,7 @@ class Snapshots:
     @staticmethod
     def _find(snapshot: str, repository: str) -> tuple[str, str]:
         """The repository and the id that a user's words mean."""
-        if ":" in snapshot:
-            repository, _, snapshot = snapshot.rpartition(":")
+        _, _, snapshot = snapshot.rpartition(":")
         if not is_id(snapshot):
             snapshot = snapshot_id(check_name("snapshot", snapshot))
         return repository, snapshot

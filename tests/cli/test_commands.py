@@ -36,9 +36,8 @@ def one() -> Iterator[Engine]:
         keys.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
         made.repository("absent", "s3://bucket", endpoint="http://127.0.0.1:9", region="us-east-1", credentials=str(keys))
         made.repository("folderless", "file:///nonexistent/folder")
-        (made.state / "repositories.toml").write_text(
-            (made.state / "repositories.toml").read_text().replace("[repositories.local]", "[repositories.local]\ndefault = true")
-        )
+        path = made.state / "repositories.toml"
+        path.write_text(path.read_text().replace("[repositories.local]", "[repositories.local]\ndefault = true"))
         yield made
 
 
@@ -57,8 +56,9 @@ def test_a_volume_from_its_creation_to_its_deletion(one: Engine) -> None:
     assert stillframe(one.state, "snapshot", "restore", "s", "w", "--thin")[0] == 0
     assert "restored from:" in stillframe(one.state, "volume", "show", "w")[1]
     assert "pre-images:" in stillframe(one.state, "snapshot", "show", "s")[1]
-    for arguments in (("snapshot", "delete", "s"), ("volume", "detach", "v"), ("volume", "delete", "v"), ("volume", "delete", "w")):
-        assert stillframe(one.state, *arguments)[0] == 0, arguments
+    for noun, verb, name in (("snapshot", "delete", "s"), ("volume", "detach", "v"), ("volume", "delete", "v"),
+                             ("volume", "delete", "w")):  # fmt: skip
+        assert stillframe(one.state, noun, verb, name)[0] == 0, (noun, verb, name)
     assert json.loads(stillframe(one.state, "--output", "json", "volume", "list")[1]) == {"volumes": []}
 
 

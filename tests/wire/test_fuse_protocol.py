@@ -49,7 +49,8 @@ def test_a_write_is_where_the_slot_words_look_for_it() -> None:
 
 
 def test_a_discard_is_parsed() -> None:
-    request = struct.pack("<IIQQIIIHH", 72, Op.FALLOCATE, 5, 1, 0, 0, 9, 0, 0) + struct.pack("<QQQII", 0, 4096, 1 << 20, 3, 0)
+    head = struct.pack("<IIQQIIIHH", 72, Op.FALLOCATE, 5, 1, 0, 0, 9, 0, 0)
+    request = head + struct.pack("<QQQII", 0, 4096, 1 << 20, 3, 0)
     assert protocol.parse_fallocate(request) == protocol.Range(4096, 1 << 20, 3)
 
 

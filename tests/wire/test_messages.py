@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import struct
 
 import pytest
 from hypothesis import given
@@ -52,7 +52,7 @@ def test_a_peer_that_goes_is_said_to_have_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"\xff\xff\xff\xff", struct.pack(">I", 3) + b"[1]", struct.pack(">I", 2) + b"{}", struct.pack(">I", 2) + b"\xff{"]
+    "sent", [b"\xff\xff\xff\xff", b"\0\0\0\x03[1]", b"\0\0\0\x02{}", b"\0\0\0\x02\xff{"]
 )
 def test_what_is_no_message_is_refused(sent: bytes) -> None:
     ours, theirs = pair()
@@ -66,8 +66,6 @@ def test_any_bytes_end_in_a_clear_error(sent: bytes) -> None:
     ours, theirs = pair()
     theirs.sendall(sent)
     theirs.close()
-    try:
+    with contextlib.suppress(Unsupported, ConnectionError):
         assert messages.receive(ours) is None or sent
-    except (Unsupported, ConnectionError):
-        pass
     ours.close()
