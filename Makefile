@@ -21,7 +21,6 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	bash tools/packages.sh bench
-	$(BIN)/python -m pip install -q -r requirements-bench.lock
 	PATH="$(CURDIR)/$(BIN):$$PATH" BENCH="$(BENCH)" $(BIN)/python -m bench
 
 $(STAMP): pyproject.toml requirements.lock tools/packages.sh

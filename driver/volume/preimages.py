@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from driver.core.sizes import UNITS_PER_CHUNK
 from driver.volume.layout import (
     FIRST_SPILL,
     FIRST_ZERO,
@@ -19,12 +18,15 @@ from driver.volume.layout import (
     OWNERS_AT,
     PUBLISHED,
     SEALED,
+    SLOTS_MAX,
     ZERO_MARKS,
     Shared,
     Word,
 )
 
-ALL_UNITS: Final = (1 << UNITS_PER_CHUNK) - 1
+_BATCH: Final = 32
+_SHORT: Final = 8 * _BATCH * SLOTS_MAX
+"""When fewer slots than this are free, they are reserved one by one."""
 
 
 class Locks(Protocol):
@@ -98,16 +100,42 @@ def publish(shared: Shared, chunk: int, preimage: Preimage) -> None:
 
 
 class Slots:
-    """Reserves and frees slots for one thread. `owner` is 1 + its request slot."""
+    """Reserves and frees slots for one thread. `owner` is 1 + its request slot.
+
+    Single slots, which most writes need, are reserved a batch ahead, so that most captures need no lock for it; batches
+    are for a session, and not taken when memory is short.
+    """
 
     def __init__(self, shared: Shared, locks: Locks, owner: int) -> None:
         self._shared = shared
         self._locks = locks
         self._mark = bytes([owner])
         self._hint = 0
+        self._ahead: list[int] = []
+        self._session = 0
 
     def reserve(self, count: int) -> int | None:
         """The first of `count` (1 to 16) consecutive slots, in memory or else in the spill file; None: all is full."""
+        if self._session != self._shared.words[Word.SESSION]:
+            self._session = self._shared.words[Word.SESSION]
+            self._ahead = []
+        if count > 1:
+            return self._reserve(count)
+        if self._ahead:
+            return self._ahead.pop()
+        if self._is_ample():
+            first = self._reserve(_BATCH)
+            if first is not None and first < FIRST_SPILL:
+                self._ahead = list(range(first + _BATCH - 1, first, -1))
+                return first
+            if first is not None:
+                self.free(first, _BATCH)
+        return self._reserve(1)
+
+    def _is_ample(self) -> bool:
+        return self._shared.words[Word.USED] + _SHORT < self._shared.words[Word.MEMORY_LIMIT]
+
+    def _reserve(self, count: int) -> int | None:
         words = self._shared.words
         self._locks.acquire(LOCK_PREIMAGES)
         try:
@@ -153,6 +181,9 @@ class Slots:
     def free(self, slot: int, count: int) -> None:
         """Give back `count` consecutive slots of one kind."""
         words = self._shared.words
+        if count == 1 and slot < FIRST_SPILL and len(self._ahead) < _BATCH and self._is_ample():
+            self._ahead.append(slot)
+            return
         self._locks.acquire(LOCK_PREIMAGES)
         try:
             self._shared.owners[slot : slot + count] = bytes(count)

@@ -7,7 +7,7 @@ from datetime import UTC
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver.core.errors import DataCorrupt, Unsupported
@@ -26,11 +26,10 @@ counts = st.integers(0, 2**62)
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
     lineage = draw(ids)
-    size = draw(st.one_of(st.integers(16, 5 * REGION_BYTES // CHUNK_BYTES), st.just(VOLUME_BYTES_MAX // CHUNK_BYTES)))
-    size *= CHUNK_BYTES
+    size = draw(st.integers(16, 5 * REGION_BYTES // CHUNK_BYTES)) * CHUNK_BYTES
 
     def region(number: int) -> RegionEntry:
-        if size > 8 * REGION_BYTES or draw(st.booleans()):
+        if draw(st.booleans()):
             return RegionEntry(number)
         digest = hashlib.sha256(draw(st.binary(max_size=4))).hexdigest()
         return RegionEntry(number, layout.region(lineage, draw(ids)), draw(st.integers(1, 2**24 - 1)), digest)
@@ -54,8 +53,18 @@ def without_kind(record: Record) -> Record:
 
 @given(manifests())
 def test_a_manifest_comes_back(manifest: Manifest) -> None:
-    found = records.decode_manifest(records.encode(manifest), KEY)
-    assert without_kind(found) == manifest
+    assert without_kind(records.decode_manifest(records.encode(manifest), KEY)) == manifest
+
+
+@given(manifests())
+@settings(max_examples=3)
+def test_a_manifest_of_the_largest_volume_comes_back(manifest: Manifest) -> None:
+    largest = msgspec.structs.replace(
+        manifest, size_bytes=VOLUME_BYTES_MAX, regions=tuple(map(RegionEntry, range(regions_of(VOLUME_BYTES_MAX))))
+    )
+    found = records.decode_manifest(records.encode(largest), KEY)
+    assert isinstance(found, Manifest)
+    assert without_kind(found) == largest
 
 
 @given(ids, ids, names, times)
