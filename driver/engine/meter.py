@@ -26,6 +26,11 @@ class Meter:
         self._closed = False
         self._last: dict[str, Any] = {"session": None, "uploaded": {}, "progress": None}
 
+    def swept(self) -> bool:
+        """Whether the sweep is done: nothing is captured any more."""
+        with self._lock:
+            return not self._closed and bool(self._packs.get(Header.SWEEP_DONE))
+
     def _sum(self, word: SlotWord) -> int:
         count = self.shared.words[Word.SLOT_COUNT]
         return sum(self.shared.slot_words(number)[word] for number in range(count))

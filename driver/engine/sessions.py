@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 from driver.core.errors import (
@@ -235,10 +236,20 @@ class Sessions:
             time.sleep(_POLL_SECONDS)
             return None
         if status["state"] == "running":
+            self._note_statistics(record, meter)
             return self._look_at_sweeper(record)
         if status["state"] == "done":
             return {"state": "committed"}
         return {"state": "failed", "error": status["error"]}
+
+    def _note_statistics(self, record: SessionRecord, meter: Meter) -> None:
+        """Once the sweep is done, leave the session's figures to the sender, which puts them into the manifest."""
+        path = self._statistics(record)
+        if meter.swept() and not path.exists():
+            files.write_json(path, meter.read(record)["session"])
+
+    def _statistics(self, record: SessionRecord) -> Path:
+        return self._folder.session_folder(record.id) / "statistics.json"
 
     def _look_at_sweeper(self, record: SessionRecord) -> dict[str, Any] | None:
         held = self._keeper.list()["volumes"].get(record.volume_id, {})
@@ -263,6 +274,7 @@ class Sessions:
                     },
                     "lineage": record.lineage, "node": os.uname().nodename,
                     "upload_rate_bytes": self._settings.upload_rate,
+                    "statistics_path": str(self._statistics(record)),
                 },
                 [packs, spool],
             )  # fmt: skip
@@ -277,6 +289,7 @@ class Sessions:
         figures = self._meter(record).read(record)
         self._release(record.volume_id)
         files.remove(self._folder.session_folder(record.id) / "spool")
+        files.remove(self._statistics(record))
         self._volumes.set_session(record.volume_id, None)
         with contextlib.suppress(NotFound):
             of = next(v for v in self._volumes.all() if v.id == record.volume_id)

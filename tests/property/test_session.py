@@ -219,14 +219,14 @@ def finish(run: Run, kill: float) -> None:
 
 @PROPERTY
 @given(SEEDS, st.sampled_from((0.0, 0.01, 0.1)))
-@mock.patch.multiple(preimages, _BATCH=4, _SHORT=24)
 def test_sealed_bytes_are_the_bytes_at_the_cut(seed: int, kill: float) -> None:
     run = Run(seed, limit=CHUNKS * 16, spill=0, on_full=OnFull.FAIL)
     try:
         for number in range(WRITERS):
             run.writer(number, 12)
         run.scheduler.add("wide writer", lambda: run.wide_writer(WIDE_1, 6))
-        finish(run, kill)
+        with mock.patch.multiple(preimages, _BATCH=4, _SHORT=24):
+            finish(run, kill)
         assert not run.shared.words[Word.FAILED]
         for chunk in range(CHUNKS):
             expected = run.at_cut[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
