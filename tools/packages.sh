@@ -8,8 +8,8 @@ declare -A package=(
 )
 if [ "${1:-}" = bench ]; then
     package[qemu-storage-daemon]=qemu-system-common
-    package[qemu-img]=qemu-utils
     package[gcc]=gcc
+    [ -e /usr/include/stdio.h ] || package[stdio.h]=libc6-dev
 fi
 
 missing=()

@@ -12,7 +12,7 @@ from driver.core import settings
 from driver.core.errors import NotPermitted, Unsupported
 from driver.core.sizes import format_size
 from driver.engine.records import Folder
-from driver.engine.settings import Settings
+from driver.engine.settings import PROCESSES, Settings
 
 
 @click.group()
@@ -21,7 +21,7 @@ def engine() -> None:
 
 
 @engine.command()
-@click.option("--processes", type=click.IntRange(1, 8), default=1, show_default=True, help="Processes a volume.")
+@click.option("--processes", type=click.IntRange(1, 8), default=PROCESSES, show_default=True, help="Processes a volume.")
 @click.option("--session-memory", type=SIZE, default="256Mi", show_default=True, help="Memory of one snapshot.")
 @click.option("--node-memory", type=SIZE, default="1Gi", show_default=True, help="Memory of all of them together.")
 @click.option("--spill", type=SIZE, default="4Gi", show_default=True, help="Disk that one may use when its memory is full.")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import gc
 import json
 import os
 import selectors
@@ -322,6 +323,8 @@ def main() -> NoReturn:
         sys.exit(f"error: {state}: {error}\nhint: run the engine as root")
     kernel.set_process_name("sf-keeper")
     kernel.no_core_dump()
+    gc.collect()
+    gc.freeze()  # what is shared with the forks stays shared: no collection writes to it
     keeper = Keeper(state, lock, rest, not options.without_transfer)
     keeper.run()
     kernel.enter_mounts(host)

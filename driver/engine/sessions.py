@@ -129,7 +129,13 @@ class Sessions:
                     "volume": {"id": of.id, "name": of.name}, "lineage": of.lineage, "node": os.uname().nodename,
                 },
             )  # fmt: skip
-            return self._begin(of, record)
+            try:
+                return self._begin(of, record)
+            except BaseException:
+                with contextlib.suppress(StillframeError):
+                    spec = {"repository": repository, "snapshot": record.id}
+                    self._transfer.ask(f"withdraw-{record.id}", "withdraw", spec)
+                raise
 
     def _check_may_begin(self, of: VolumeRecord) -> None:
         running = self._volumes.session_of(of.id)

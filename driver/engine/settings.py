@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from driver.volume.layout import MEMORY_PREIMAGES, SLOTS_MAX, SPILL_PREIMAGES
 SESSION_BYTES_MIN: Final = 32 * MIB
 THREADS: Final = 8
 """Request slots, and so threads, of one volume process."""
+PROCESSES: Final = min(2, os.cpu_count() or 1)
+"""Volume processes of one volume: a second one is worth a third more IOPS, and takes 5 MiB and its request slots."""
 _PACKS_MAX: Final = 4
 CANNOT_START: Final = 78
 """Exit code of a service that would not start a second time either (EX_CONFIG, sysexits.h)."""
@@ -30,7 +33,7 @@ class Settings:
     session_bytes: int = 256 * MIB
     spill_bytes: int = 4 * GIB
     upload_rate: int = 0
-    processes: int = 1
+    processes: int = PROCESSES
     grace_seconds: float = 30.0
     cut_seconds: float = 5.0
 
@@ -70,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--session-memory", default="256Mi")
     options.add_argument("--spill", default="4Gi")
     options.add_argument("--upload-rate", default="0")
-    options.add_argument("--processes", type=int, default=1)
+    options.add_argument("--processes", type=int, default=PROCESSES)
     options.add_argument("--grace", type=float, default=30.0)
     return options
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import Any
 
-from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound, StillframeError
+from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
 from driver.core.ids import check_name, is_id, new_id, snapshot_id
 from driver.core.sizes import format_size, volume_size
 from driver.engine.clients import TransferClient
@@ -45,7 +45,7 @@ class Snapshots:
         """All snapshots of a repository, and this node's sessions into it."""
         found = {item["id"]: item for item in self._ask("list", {"repository": repository})["snapshots"]}
         for record in self._sessions.all():
-            if record.repository == repository and (record.id not in found or record.state in _LIVE):
+            if record.repository == repository and found.get(record.id, {}).get("state") != "committed":
                 found[record.id] = self._sessions.describe(record)
         return sorted(found.values(), key=lambda item: (item.get("created") or "", item["name"] or ""))
 
@@ -131,15 +131,18 @@ class Snapshots:
         record = self._sessions.record(found)
         if record is not None and record.repository == where:
             if record.state in _LIVE:
+                self._check_abortable(where)
                 self._sessions.abort(found)
-            self._transfer_delete(where, found, known=True)
+            with contextlib.suppress(NotFound):
+                self._ask("delete", {"repository": where, "snapshot": found, "only_writer": True})
             self._sessions.forget(found)
             return
-        self._transfer_delete(where, found, known=False)
+        self._ask("delete", {"repository": where, "snapshot": found})
 
-    def _transfer_delete(self, repository: str, snapshot: str, *, known: bool) -> None:
-        try:
-            self._ask("delete", {"repository": repository, "snapshot": snapshot})
-        except NotFound:
-            if not known:
-                raise
+    def _check_abortable(self, repository: str) -> None:
+        """Raises Unsupported where a commit on its way could not be told from one that came too late."""
+        if not self._ask("check", {"repository": repository})["conditional_put"]:
+            raise Unsupported(
+                f"repository {repository!r} ignores conditional PUTs: a snapshot in the making cannot be deleted there",
+                "wait until it has ended, then delete it",
+            )

@@ -29,6 +29,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
 _PR_SET_IO_FLUSHER: Final = 57
+_M_ARENA_MAX: Final = -8
 
 _SYS_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_CMD_GLOBAL_EXPEDITED: Final = 2
@@ -93,6 +94,11 @@ def set_process_name(name: str) -> None:
 def be_io_flusher() -> None:
     """Memory that this process allocates must not wait for I/O of its own volume. Without the privilege: no effect."""
     _libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+
+
+def one_malloc_arena() -> None:
+    """Have all threads share one heap (mallopt(3)): the GIL lets one of them allocate at a time anyway."""
+    _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def register_barrier() -> None:

@@ -41,6 +41,9 @@ from driver.volume.preimages import Locks, Preimage, Slots, captured, publish
 
 THROTTLE_SECONDS_MAX: Final = 0.02
 _ZERO_UNIT: Final = bytes(UNIT_BYTES)
+_FAILED: Final = Word.FAILED.value
+_SESSION_BYTES: Final = Word.SESSION_BYTES.value
+_PREIMAGES: Final = SlotWord.PREIMAGES.value
 _CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
 _UNIT_SHIFT: Final = UNIT_BYTES.bit_length() - 1
 _REGION_SHIFT: Final = CHUNKS_PER_REGION.bit_length() - 1
@@ -66,37 +69,44 @@ class Capture:
         shared = self._shared
         regions = shared.regions
         chunks = shared.chunks
-        end = min(offset + length, shared.words[Word.SESSION_BYTES])
+        end = min(offset + length, shared.words[_SESSION_BYTES])
         for chunk in range(offset >> _CHUNK_SHIFT, ((end - 1) >> _CHUNK_SHIFT) + 1):
             if chunks[chunk] == SEALED or regions[chunk >> _REGION_SHIFT]:
                 continue
             start = chunk << _CHUNK_SHIFT
             first = max(offset - start, 0) >> _UNIT_SHIFT
-            last = (min(end - start, CHUNK_BYTES) - 1) >> _UNIT_SHIFT
-            wanted = ((1 << (last - first + 1)) - 1) << first
+            count = ((min(end - start, CHUNK_BYTES) - 1) >> _UNIT_SHIFT) - first + 1
+            wanted = ((1 << count) - 1) << first
             missing = wanted & ~captured(shared, chunk)
-            if missing and not shared.words[Word.FAILED]:
-                self._capture(chunk, missing, may_wait)
+            if missing and not shared.words[_FAILED]:
+                if missing == wanted:
+                    self._capture(chunk, first, count, may_wait)
+                else:
+                    for first, count in runs(missing):
+                        self._capture(chunk, first, count, may_wait)
 
-    def _capture(self, chunk: int, missing: int, may_wait: bool) -> None:
-        for first, count in runs(missing):
-            slot = self._reserve(count, may_wait)
-            if slot is None:
-                return
-            self._locks.acquire(LOCK_CHUNKS + chunk)
-            try:
-                kept = 0
-                if not self._shared.is_sealed(chunk):
-                    kept = self._fill(chunk, first, count, slot)
-            finally:
-                self._locks.release(LOCK_CHUNKS + chunk)
-            if kept < count:
-                self._slots.free(slot + kept, count - kept)
+    def _capture(self, chunk: int, first: int, count: int, may_wait: bool) -> None:
+        """Capture a run of units, of which others may be capturing some."""
+        slot = self._reserve(count, may_wait)
+        if slot is None:
+            return
+        shared = self._shared
+        lock = LOCK_CHUNKS + chunk
+        self._locks.acquire(lock)
+        try:
+            kept = 0
+            if not shared.is_sealed(chunk):
+                kept = self._fill(chunk, first, count, slot)
+        finally:
+            self._locks.release(lock)
+        if kept < count:
+            self._slots.free(slot + kept, count - kept)
 
     def _reserve(self, count: int, may_wait: bool) -> int | None:
-        words = self._shared.words
         slot = self._slots.reserve(count)
-        if may_wait and words[Word.ON_FULL] == OnFull.THROTTLE and (slot is None or slot >= FIRST_SPILL):
+        if slot is not None and slot < FIRST_SPILL:
+            return slot
+        if may_wait and self._shared.words[Word.ON_FULL] == OnFull.THROTTLE:
             self._throttle(slot)
             if slot is None:
                 slot = self._slots.reserve(count)
@@ -118,9 +128,10 @@ class Capture:
 
         The chunk is locked and pending.
         """
-        had = captured(self._shared, chunk)
+        wanted = ((1 << count) - 1) << first
+        missing = wanted & ~captured(self._shared, chunk)
         used = 0
-        for unit, length in runs((((1 << count) - 1) << first) & ~had):
+        for unit, length in ((first, count),) if missing == wanted else runs(missing):
             target = slot + used
             try:
                 is_zero = self._read(chunk, unit, length, target)
@@ -131,7 +142,7 @@ class Capture:
             if mark is None:
                 used += length
             publish(self._shared, chunk, Preimage(target if mark is None else mark, unit, length))
-            self._words[SlotWord.PREIMAGES] += length
+            self._words[_PREIMAGES] += length
         return used
 
     def _read(self, chunk: int, unit: int, count: int, slot: int) -> bool:

@@ -9,6 +9,7 @@ from driver.volume.layout import Shared, SlotWord, Word
 
 _BUSY_WITHIN_NANOSECONDS: Final = 20_000_000
 _FULL_SHARE: Final = 2
+_BACKLOG_SECONDS: Final = 1.0
 
 
 class Pace:
@@ -26,10 +27,16 @@ class Pace:
         return words[Word.USED] * _FULL_SHARE > words[Word.MEMORY_LIMIT]
 
     def after_slice(self) -> None:
-        """Wait as long as the rate asks, and as the users' last latency if they are there."""
-        now = time.monotonic()
-        self._next = max(self._next + self._interval, now - 0.05)
-        wait = max(self._next - now, self._latency_of_users())
+        """Wait as the rate asks; without one, as long as the users' last answer took, if they are there.
+
+        Who fell behind the rate, waiting for a pack buffer or the disk, makes up for it, at most a second's worth.
+        """
+        if not self._interval:
+            wait = self._latency_of_users()
+        else:
+            now = time.monotonic()
+            self._next = max(self._next + self._interval, now - _BACKLOG_SECONDS)
+            wait = self._next - now
         if wait > 0:
             time.sleep(wait)
 

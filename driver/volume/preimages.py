@@ -6,8 +6,7 @@ Pure memory: no lock is taken here but LOCK_PREIMAGES, which nobody holds while 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from driver.volume.layout import (
     FIRST_SPILL,
@@ -24,6 +23,9 @@ from driver.volume.layout import (
     Word,
 )
 
+_SESSION: Final = Word.SESSION.value
+_USED: Final = Word.USED.value
+_MEMORY_LIMIT: Final = Word.MEMORY_LIMIT.value
 _BATCH: Final = 32
 _SHORT: Final = 8 * _BATCH * SLOTS_MAX
 """When fewer slots than this are free, they are reserved one by one."""
@@ -37,17 +39,12 @@ class Locks(Protocol):
     def release(self, start: int, length: int = 1) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Preimage:
-    """`count` units from unit `first` of a chunk on, kept in the consecutive slots from `slot` on."""
+class Preimage(NamedTuple):
+    """`units` units from unit `first` of a chunk on, kept in the consecutive slots from `slot` on."""
 
     slot: int
     first: int
-    count: int
-
-    @property
-    def mask(self) -> int:
-        return ((1 << self.count) - 1) << self.first
+    units: int
 
     @property
     def is_zero(self) -> bool:
@@ -60,43 +57,56 @@ class Preimage:
     @property
     def slots(self) -> int:
         """How many slots it holds: a zero mark is one, however many units it stands for."""
-        return 1 if self.is_zero else self.count
+        return 1 if self.slot >= FIRST_ZERO else self.units
 
 
-def chain(shared: Shared, chunk: int) -> Iterator[Preimage]:
+def chain(shared: Shared, chunk: int) -> list[Preimage]:
     """What was captured of a chunk, newest first. Complete under the chunk's lock; without it, it may end early."""
+    found = []
     link = shared.chunks[chunk]
     notes = shared.notes
     while link and link != SEALED:
         base = (link - 1) * 4
         if notes[base] != chunk:
-            return
+            break
         extent = notes[base + 2]
-        yield Preimage(link - 1, extent & 0xFF, extent >> 8)
+        found.append(Preimage(link - 1, extent & 0xFF, extent >> 8))
         link = notes[base + 1]
+    return found
 
 
 def captured(shared: Shared, chunk: int) -> int:
-    """The mask of a chunk's units that are in its chain."""
+    """The mask of a chunk's units that are in its chain. In the path of every write of a session: no objects."""
     mask = 0
-    for preimage in chain(shared, chunk):
-        mask |= preimage.mask
+    link = shared.chunks[chunk]
+    notes = shared.notes
+    while link and link != SEALED:
+        base = (link - 1) * 4
+        if notes[base] != chunk:
+            break
+        extent = notes[base + 2]
+        mask |= ((1 << (extent >> 8)) - 1) << (extent & 0xFF)
+        link = notes[base + 1]
     return mask
 
 
 def publish(shared: Shared, chunk: int, preimage: Preimage) -> None:
     """Hang a filled pre-image into its chunk's chain. The chunk's lock is held. The last store is what counts."""
-    base = preimage.slot * 4
+    slot, first, units = preimage
+    base = slot * 4
     notes = shared.notes
-    for slot in range(preimage.slots):
-        notes[base + slot * 4] = chunk
+    slots = preimage.slots
+    if slots > 1:
+        for other in range(base + 4, base + slots * 4, 4):
+            notes[other] = chunk
+    notes[base] = chunk
     notes[base + 1] = shared.chunks[chunk]
-    notes[base + 2] = preimage.first | preimage.count << 8
-    shared.chunks[chunk] = preimage.slot + 1
-    if preimage.slots == 1:
-        shared.owners[preimage.slot] = PUBLISHED
+    notes[base + 2] = first | units << 8
+    shared.chunks[chunk] = slot + 1
+    if slots == 1:
+        shared.owners[slot] = PUBLISHED
     else:
-        shared.owners[preimage.slot : preimage.slot + preimage.count] = bytes([PUBLISHED]) * preimage.count
+        shared.owners[slot : slot + slots] = bytes([PUBLISHED]) * slots
 
 
 class Slots:
@@ -116,8 +126,9 @@ class Slots:
 
     def reserve(self, count: int) -> int | None:
         """The first of `count` (1 to 16) consecutive slots, in memory or else in the spill file; None: all is full."""
-        if self._session != self._shared.words[Word.SESSION]:
-            self._session = self._shared.words[Word.SESSION]
+        session = self._shared.words[_SESSION]
+        if self._session != session:
+            self._session = session
             self._ahead = []
         if count > 1:
             return self._reserve(count)
@@ -133,7 +144,7 @@ class Slots:
         return self._reserve(1)
 
     def _is_ample(self) -> bool:
-        return self._shared.words[Word.USED] + _SHORT < self._shared.words[Word.MEMORY_LIMIT]
+        return self._shared.words[_USED] + _SHORT < self._shared.words[_MEMORY_LIMIT]
 
     def _reserve(self, count: int) -> int | None:
         words = self._shared.words
@@ -203,9 +214,9 @@ class Slots:
             for preimage in preimages:
                 shared.owners[preimage.slot : preimage.slot + preimage.slots] = bytes(preimage.slots)
                 if preimage.slot < FIRST_SPILL:
-                    words[Word.USED] -= preimage.count
+                    words[Word.USED] -= preimage.units
                 elif preimage.slot < FIRST_ZERO:
-                    words[Word.SPILL_USED] -= preimage.count
+                    words[Word.SPILL_USED] -= preimage.units
         finally:
             self._locks.release(LOCK_PREIMAGES)
 

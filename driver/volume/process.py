@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +34,9 @@ def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
     `argument`: first_slot and slots, the request slots that are this process's own.
     """
     kernel.be_io_flusher()
+    kernel.one_malloc_arena()
     kernel.register_barrier()
+    gc.disable()  # nothing in the loop makes cycles
     shared = Shared(roles["memory"])
     numbers = range(argument["first_slot"], argument["first_slot"] + argument["slots"])
     if shared.words[Word.SESSION]:

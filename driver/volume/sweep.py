@@ -219,7 +219,7 @@ class Sweeper:
         data = self._packs.data(pack, self._place)
         self._locks.acquire(LOCK_CHUNKS + chunk)
         try:
-            preimages = list(chain(shared, chunk))
+            preimages = chain(shared, chunk)
             for preimage in preimages:
                 self._lay_over(data, preimage)
             is_zero = self._is_zero(pack)
@@ -233,7 +233,7 @@ class Sweeper:
         shared.words[Word.SWEPT_CHUNKS] += 1
 
     def _lay_over(self, data: memoryview, preimage: Preimage) -> None:
-        target = data[preimage.first * UNIT_BYTES : (preimage.first + preimage.count) * UNIT_BYTES]
+        target = data[preimage.first * UNIT_BYTES : (preimage.first + preimage.units) * UNIT_BYTES]
         if preimage.is_zero:
             target[:] = bytes(len(target))
         elif preimage.is_spilled:
@@ -242,7 +242,7 @@ class Sweeper:
                 self._shared.fail(Failure.SPILL_ERROR)
                 raise SessionFailed
         else:
-            target[:] = self._shared.page(preimage.slot, preimage.count)
+            target[:] = self._shared.page(preimage.slot, preimage.units)
 
     def _is_zero(self, pack: int) -> bool:
         start = HEADER_BYTES + pack * BUFFER_BYTES + DIRECTORY_BYTES + self._place * CHUNK_BYTES

@@ -277,7 +277,7 @@ def test_a_unit_is_captured_once(seed: int) -> None:
     original = preimages.publish
 
     def publish(shared: Shared, chunk: int, preimage: preimages.Preimage) -> None:
-        published.extend((chunk, unit) for unit in range(preimage.first, preimage.first + preimage.count))
+        published.extend((chunk, unit) for unit in range(preimage.first, preimage.first + preimage.units))
         original(shared, chunk, preimage)
 
     try:
