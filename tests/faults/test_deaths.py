@@ -85,10 +85,10 @@ def test_acknowledged_writes_survive_a_volume_process_at_any_moment() -> None:
             for _ in range(4):
                 time.sleep(0.5)
                 kill(made.processes("v")["serve-0"])
-        held = made.call("engine.info")["processes"]["volumes"].values()
-        assert sum(process["deaths"] for volume in held for process in volume["processes"]) == 4
         state = state_in(read_device(device, SIZE), start, writer.log, len(writer.log), len(writer.log))
         assert state == len(writer.log)
+        held = made.call("engine.info")["processes"]["volumes"].values()
+        assert sum(process["deaths"] for volume in held for process in volume["processes"]) == 4
 
 
 def test_a_volume_process_that_cannot_live_kills_its_volume_and_no_other() -> None:
