@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := build/setup.stamp
 SIZE ?= 2Gi
 
-.PHONY: demo test check bench soak clean
+.PHONY: demo test check bench clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -20,11 +20,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	bash tools/packages.sh bench
+	bash .ci/packages.sh bench
 	PATH="$(CURDIR)/$(BIN):$$PATH" BENCH="$(BENCH)" $(BIN)/python -m bench
 
-$(STAMP): pyproject.toml requirements.lock tools/packages.sh
-	bash tools/packages.sh
+$(STAMP): pyproject.toml requirements.lock .ci/packages.sh
+	bash .ci/packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
