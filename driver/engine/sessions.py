@@ -54,8 +54,8 @@ class Sessions:
         self._table = threading.Lock()  # guards the two below
         self._records = {record.id: record for record in folder.sessions()}
         self._meters: dict[str, Meter] = {}
+        self._admission = threading.Lock()  # guards the sum of all budgets
         self._aborted: set[str] = set()
-        self._wanted: set[str] = set()
         for record in list(self._records.values()):
             if record.state in _RUNNING:
                 self._find_again(record)
@@ -117,18 +117,22 @@ class Sessions:
                     "take another name",
                 )
             self._check_may_begin(of)
-            record = SessionRecord(
+            record = self._admit(SessionRecord(
                 id=snapshot_id(name), name=name, repository=repository, volume_id=of.id, volume_name=of.name,
                 lineage=of.lineage, size_bytes=of.size_bytes, logical_block_size=of.logical_block_size,
-                on_buffer_full=on_full, budget_bytes=self._budget(),
-            )  # fmt: skip
-            self._transfer.ask(
-                f"begin-{record.id}", "begin",
-                {
-                    "repository": repository, "snapshot": {"id": record.id, "name": name},
-                    "volume": {"id": of.id, "name": of.name}, "lineage": of.lineage, "node": os.uname().nodename,
-                },
-            )  # fmt: skip
+                on_buffer_full=on_full, budget_bytes=0,
+            ))  # fmt: skip
+            try:
+                self._transfer.ask(
+                    f"begin-{record.id}", "begin",
+                    {
+                        "repository": repository, "snapshot": {"id": record.id, "name": name},
+                        "volume": {"id": of.id, "name": of.name}, "lineage": of.lineage, "node": os.uname().nodename,
+                    },
+                )  # fmt: skip
+            except BaseException:
+                self._forget(record)
+                raise
             try:
                 return self._begin(of, record)
             except BaseException:
@@ -136,6 +140,14 @@ class Sessions:
                     spec = {"repository": repository, "snapshot": record.id}
                     self._transfer.ask(f"withdraw-{record.id}", "withdraw", spec)
                 raise
+
+    def _admit(self, record: SessionRecord) -> SessionRecord:
+        """Give the session its part of the node's cap, and its place in the table. Raises FailedPrecondition."""
+        with self._admission:
+            record = record.changed(budget_bytes=self._budget())
+            with self._table:
+                self._records[record.id] = record
+        return record
 
     def _check_may_begin(self, of: VolumeRecord) -> None:
         running = self._volumes.session_of(of.id)
@@ -193,8 +205,6 @@ class Sessions:
 
     def _start_work(self, record: SessionRecord) -> None:
         self._keeper.keep(record.volume_id, _SWEEP, _SWEEP, {"bytes_per_second": self._settings.upload_rate})
-        with self._table:
-            self._wanted.add(record.id)
         threading.Thread(target=self._watch, args=[record.id], name=f"session-{record.name}", daemon=True).start()
 
     def _find_again(self, record: SessionRecord) -> None:
@@ -296,9 +306,9 @@ class Sessions:
         self._release(record.volume_id)
         files.remove(self._folder.session_folder(record.id) / "spool")
         files.remove(self._statistics(record))
-        self._volumes.set_session(record.volume_id, None)
-        with contextlib.suppress(NotFound):
-            of = next(v for v in self._volumes.all() if v.id == record.volume_id)
+        self._volumes.end_session(record.volume_id, record.id)
+        of = next((v for v in self._volumes.all() if v.id == record.volume_id), None)
+        if of is not None:
             with self._volumes.locked(of.name):
                 self._volumes.close(of)
         self._drop_meter(record)
@@ -341,7 +351,7 @@ class Sessions:
 
     def _forget(self, record: SessionRecord) -> None:
         self._drop_meter(record)
-        self._volumes.set_session(record.volume_id, None)
+        self._volumes.end_session(record.volume_id, record.id)
         with self._table:
             self._records.pop(record.id, None)
         self._folder.remove_session(record.id)

@@ -65,12 +65,16 @@ class Volumes:
             self._records[record.name] = record
         return record
 
-    def set_session(self, volume_id: str, session: str | None) -> None:
+    def set_session(self, volume_id: str, session: str) -> None:
+        """Note that `session` runs on the volume."""
         with self._table:
-            if session is None:
-                self._sessions.pop(volume_id, None)
-            else:
-                self._sessions[volume_id] = session
+            self._sessions[volume_id] = session
+
+    def end_session(self, volume_id: str, session: str) -> None:
+        """Note that `session` runs no more; another one of the volume is not touched."""
+        with self._table:
+            if self._sessions.get(volume_id) == session:
+                del self._sessions[volume_id]
 
     def session_of(self, volume_id: str) -> str | None:
         with self._table:

@@ -21,6 +21,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from driver.core.errors import Internal
 from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_PACK, PACK_BYTES
 
 HEADER_BYTES: Final = 4096
@@ -117,6 +118,8 @@ class PackBuffers:
         """Seal: add an entry, at most ENTRIES_MAX. A DATA entry's bytes must be in their final place. Sweeper only."""
         base = self._word(pack)
         count = self._words[base + 1]
+        if count >= ENTRIES_MAX:
+            raise Internal(f"pack buffer {pack} has no room for another entry")
         self._words[base + 2 + count] = entry.kind << 62 | (entry.count - 1) << 32 | entry.chunk
         self._words[base + 1] = count + 1
 

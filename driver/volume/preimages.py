@@ -245,8 +245,11 @@ def recover_reserved(shared: Shared, locks: Locks, owners: range) -> None:
         for slot in _marked(shared, owner):
             chunk = shared.notes[slot * 4]
             locks.acquire(LOCK_CHUNKS + chunk)
-            held = any(p.slot <= slot < p.slot + p.slots for p in chain(shared, chunk))
-            shared.owners[slot] = PUBLISHED if held else FREE
+            locks.acquire(LOCK_PREIMAGES)
+            if shared.owners[slot] == owner:  # else a seal has freed it meanwhile, and somebody may have it
+                held = any(p.slot <= slot < p.slot + p.slots for p in chain(shared, chunk))
+                shared.owners[slot] = PUBLISHED if held else FREE
+            locks.release(LOCK_PREIMAGES)
             locks.release(LOCK_CHUNKS + chunk)
     recount(shared, locks)
 

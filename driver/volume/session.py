@@ -31,9 +31,8 @@ def begin(volumes: list[Shared], limits: Limits, deadline_seconds: float) -> flo
 
     Raises FailedPrecondition if a session runs, or if writes in hand do not end in time (then nothing was cut).
     """
-    for shared in volumes:
-        if shared.words[Word.SESSION]:
-            raise FailedPrecondition("another session of this volume runs")
+
+    def prepare(shared: Shared) -> None:
         shared.clear_session()
         shared.words[Word.FAILED] = Failure.NONE
         shared.words[Word.FAILED_ERRNO] = 0
@@ -44,6 +43,10 @@ def begin(volumes: list[Shared], limits: Limits, deadline_seconds: float) -> flo
             shared.words[word] = 0
 
     def flip() -> float:
+        if any(shared.words[Word.SESSION] for shared in volumes):
+            raise FailedPrecondition("another session of this volume runs")
+        for shared in volumes:
+            prepare(shared)
         now = time.time()
         for shared in volumes:
             shared.words[Word.SESSION_BYTES] = shared.words[Word.SIZE_BYTES]

@@ -89,6 +89,7 @@ class Sweeper:
                 self._mark_sealed(entry.chunk, entry.count)
         if self._pack is not None:
             recover_sealed(self._shared, self._locks)
+            self._hand_over_if_full()
 
     def step(self) -> bool:
         """Seal the next slice, or the next hole. False when every chunk is sealed."""
@@ -225,10 +226,10 @@ class Sweeper:
             is_zero = self._is_zero(pack)
             self._packs.append(pack, Entry(Kind.ZERO if is_zero else Kind.DATA, chunk, 1))
             shared.chunks[chunk] = SEALED
+            if preimages:
+                self._slots.free_all(preimages)
         finally:
             self._locks.release(LOCK_CHUNKS + chunk)
-        if preimages:
-            self._slots.free_all(preimages)
         self._place += not is_zero
         shared.words[Word.SWEPT_CHUNKS] += 1
 

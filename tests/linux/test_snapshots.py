@@ -172,6 +172,20 @@ def test_one_session_a_volume_and_a_running_one_can_be_deleted() -> None:
         assert made.call("volume.show", name="busy")["snapshot_in_progress"] is None
 
 
+def test_deleting_an_older_snapshot_leaves_the_running_one_alone() -> None:
+    with engine("--upload-rate", "16Mi") as made:
+        device = made.volume("v", 64 * MIB)
+        made.call("snapshot.create", volume="v", name="old")
+        made.wait_snapshot("old")
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        running = made.call("snapshot.create", volume="v", name="new")["id"]
+        made.call("snapshot.delete", snapshot="old")
+        assert made.call("volume.show", name="v")["snapshot_in_progress"] == running
+        with pytest.raises(FailedPrecondition, match="new"):
+            made.call("snapshot.create", volume="v", name="newer")
+        assert made.wait_snapshot("new")["state"] == "committed"
+
+
 def test_a_full_buffer_fails_the_snapshot_and_never_the_volume() -> None:
     with engine("--session-memory", "32Mi", "--spill", "1Mi", "--upload-rate", "1Mi") as made:
         device = made.volume("full", 128 * MIB)
