@@ -37,7 +37,8 @@ from driver.transfer.packbuffer import memory_bytes
 _SWEEP: Final = "sweep"
 _DRAIN_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.05
-_RUNNING: Final = ("preparing", "uploading")
+RUNNING: Final = ("preparing", "uploading")
+"""States of a session that has not ended."""
 
 
 class Sessions:
@@ -57,7 +58,7 @@ class Sessions:
         self._admission = threading.Lock()  # guards the sum of all budgets
         self._aborted: set[str] = set()
         for record in list(self._records.values()):
-            if record.state in _RUNNING:
+            if record.state in RUNNING:
                 self._find_again(record)
 
     # --- what is known
@@ -74,7 +75,7 @@ class Sessions:
         """A snapshot as the command line shows it, as far as this node knows."""
         with self._table:
             meter = self._meters.get(record.id)
-        live = meter.read(record) if meter is not None and record.state in _RUNNING else {}
+        live = meter.read(record) if meter is not None and record.state in RUNNING else {}
         uploaded = record.uploaded or live.get("uploaded") or {}
         return {
             "id": record.id,
@@ -162,7 +163,7 @@ class Sessions:
 
     def _budget(self) -> int:
         """Bytes for one more session under the node's cap. Raises FailedPrecondition."""
-        taken = sum(record.budget_bytes for record in self.all() if record.state in _RUNNING)
+        taken = sum(record.budget_bytes for record in self.all() if record.state in RUNNING)
         left = self._settings.node_bytes - taken
         if left < SESSION_BYTES_MIN:
             raise FailedPrecondition(
@@ -224,7 +225,7 @@ class Sessions:
         """Until the session has ended. The outermost loop of its thread."""
         while True:
             record = self.record(session)
-            if record is None or record.state not in _RUNNING:
+            if record is None or record.state not in RUNNING:
                 return
             try:
                 outcome = self._look(record)
@@ -326,7 +327,7 @@ class Sessions:
         """End a running session for good, and wait until it has ended. Nothing happens to one that has."""
         with self._table:
             self._aborted.add(session)
-        self.wait(session, lambda record: record.state not in _RUNNING)
+        self.wait(session, lambda record: record.state not in RUNNING)
 
     def wait(self, session: str, until: Callable[[SessionRecord], bool]) -> None:
         """Until the record is gone or as wanted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from typing import Any
 
 from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
@@ -12,11 +11,9 @@ from driver.core.sizes import format_size, volume_size
 from driver.engine.clients import TransferClient
 from driver.engine.jobs import Jobs
 from driver.engine.records import VolumeRecord
-from driver.engine.sessions import Sessions
+from driver.engine.sessions import RUNNING, Sessions
 from driver.engine.volumes import Volumes
 from driver.host import disks
-
-_LIVE = ("preparing", "uploading")
 
 
 class Snapshots:
@@ -27,8 +24,6 @@ class Snapshots:
         self._volumes = volumes
         self._transfer = transfer
         self._jobs = jobs
-        self._asked = threading.Lock()  # guards `_number`
-        self._number = 0
 
     def _ask(self, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
         return self._transfer.ask(f"{kind}-{new_id()}", kind, spec)
@@ -130,7 +125,7 @@ class Snapshots:
         where, found = self._find(snapshot, repository)
         record = self._sessions.record(found)
         if record is not None and record.repository == where:
-            if record.state in _LIVE:
+            if record.state in RUNNING:
                 self._check_abortable(where)
                 self._sessions.abort(found)
             with contextlib.suppress(NotFound):
