@@ -52,10 +52,12 @@ class LoggedWriter:
     def _run(self) -> None:
         try:
             fd = os.open(self.device, os.O_RDWR | os.O_DIRECT)
-            buffer = mmap.mmap(-1, _MAX)
-            while not self._stop.is_set():
-                self._one(fd, memoryview(buffer))
-            os.close(fd)
+            try:
+                buffer = mmap.mmap(-1, _MAX)
+                while not self._stop.is_set():
+                    self._one(fd, memoryview(buffer))
+            finally:
+                os.close(fd)
         except BaseException as error:
             self.error = error
 

@@ -62,7 +62,13 @@ class KeeperClient:
             except OSError as error:
                 self._waiting.pop(number, None)
                 raise EngineUnavailable(f"the keeper does not answer: {error}") from error
-        message, received = answer.result(_CALL_SECONDS)
+        try:
+            message, received = answer.result(_CALL_SECONDS)
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"the keeper has not done {call} {fields.get('helper', '')} within {_CALL_SECONDS:.0f} s",
+                "a process of the volume may wait for the disk (state D in ps, dmesg)",
+            ) from None
         if "error" in message:
             raise StillframeError.from_message(message["error"])
         return message["result"], received
@@ -87,6 +93,11 @@ class KeeperClient:
     def run(self, helper: str, volumes: Sequence[str], **argument: Any) -> dict[str, Any]:
         """The result of a helper process. Raises what it raised."""
         return dict(self._call("run", helper=helper, volumes=list(volumes), argument=argument)[0])
+
+    def show(self, volume: str, key: str) -> dict[str, Any] | None:
+        """A kept process: pid, finished, given_up, deaths."""
+        processes = self._call("show", volume=volume)[0]["processes"]
+        return next((dict(process) for process in processes if process["key"] == key), None)
 
     def list(self) -> dict[str, Any]:
         return self._call("list")[0]

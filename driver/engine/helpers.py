@@ -23,8 +23,9 @@ Volumes = Mapping[str, Mapping[str, int]]
 
 
 def mount(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Mount the FUSE file of one volume at `file`. Raises NotPermitted, Unsupported."""
+    """Mount the FUSE file of one volume at `file`. Nobody serves the volume. Raises NotPermitted, Unsupported."""
     ((_, roles),) = volumes.items()
+    session.forget_requests(Shared(roles["memory"]))
     file = argument["file"]
     os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
     os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -46,10 +47,16 @@ def attach(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 def detach(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Take the block device noted in `record` and the FUSE mount away; either may be gone already."""
+    """Take the block device noted in `record` and the FUSE mount away; either may be gone already.
+
+    An attach that was broken off may have made a device on `file` and not noted it.
+    """
     _detach(Path(argument["record"]))
-    with contextlib.suppress(OSError):  # not mounted, or gone with an earlier engine
-        kernel.umount(argument["file"])
+    for device in loop.on_file(argument["file"]):
+        loop.detach(argument["node"], device)
+    with contextlib.suppress(OSError):  # EINVAL: not mounted, or not any more
+        while True:
+            kernel.umount(argument["file"], kernel.MNT_DETACH)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(argument["file"])
     return {}
@@ -76,17 +83,18 @@ def resize(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 def cut(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Begin sessions on all the volumes at one instant."""
+    """Begin `sessions`, a UUID by volume, at one instant."""
     limits = session.Limits(argument["memory"], argument["spill"], OnFull[argument["on_full"]])
-    mapped = [Shared(roles["memory"]) for roles in volumes.values()]
-    return {"cut": session.begin(mapped, limits, argument["deadline_seconds"])}
+    sessions = argument["sessions"]
+    parts = [session.Part(Shared(volumes[volume]["memory"]), sessions[volume]) for volume in sorted(sessions)]
+    return {"cut": session.begin(parts, limits, argument["deadline_seconds"])}
 
 
 def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """End the sessions of all the volumes, and empty their spill files."""
-    session.end([Shared(roles["memory"]) for roles in volumes.values()], argument["deadline_seconds"])
-    for roles in volumes.values():
-        os.ftruncate(roles["spill"], 0)
+    """End `session` of one volume, and empty the spill file. Nothing happens if it has ended."""
+    ((_, roles),) = volumes.items()
+    part = session.Part(Shared(roles["memory"]), argument["session"])
+    session.end(part, argument["deadline_seconds"], lambda: os.ftruncate(roles["spill"], 0))
     return {}
 
 

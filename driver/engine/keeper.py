@@ -7,9 +7,10 @@ pair (`driver.core.messages`); each request has an `id`, which its answer repeat
     take    volume, roles                 answers with duplicates of them
     drop    volume [, roles]              close them, all of them without `roles`
     keep    volume, key, name, argument   fork `driver.volume.process`.<name>, again whenever it dies, until it returns
-    unkeep  volume [, key]                kill and reap
+    unkeep  volume [, key]                kill; answers when they are reaped
     run     volumes, helper, argument     fork `driver.engine.helpers`.<helper>; answers when it ends
-    list                                  what is held and kept
+    show    volume                        what is held and kept of it
+    list                                  the same of all volumes
     stop                                  end everything
 """
 
@@ -25,6 +26,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from driver.core import messages
@@ -38,6 +40,26 @@ from driver.volume import process
 
 MAINS: Final = {"serve": process.serve, "sweep": process.sweep}
 _DEVICES: Final = "dev"
+_AGAIN_SECONDS: Final = 0.2
+_HELPERS_SECONDS: Final = 10.0
+
+
+@dataclass(slots=True)
+class Helper:
+    """A helper process at work: for which request, what it has said so far, and whether it still has to be reaped."""
+
+    pid: int
+    request: int
+    output: bytearray
+    alive: bool = True
+
+
+@dataclass(slots=True)
+class Ending:
+    """A request that is answered when the last of these processes is reaped."""
+
+    request: int
+    pids: set[int]
 
 
 class Keeper:
@@ -51,10 +73,13 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._fds: dict[str, dict[str, int]] = {}
         self._kept = Kept()
-        self._running: dict[int, tuple[int, int, bytearray]] = {}  # pipe: (pid, request id, output)
+        self._running: dict[int, Helper] = {}  # by the pipe that it speaks into
+        self._ending: list[Ending] = []
         self._service: socket.socket | None = None
         self._service_pid = 0
+        self._service_due = 0.0  # when a service is to be started at the latest; 0 while one runs
         self._transfer_pid = 0
+        self._transfer_due = 0.0
         self._stopping = False
         self.exit_code = 0
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -69,16 +94,31 @@ class Keeper:
 
     def run(self) -> None:
         """Until a `stop`."""
-        self._start_service()
+        self._service_due = time.monotonic()
         if self._with_transfer:
-            self._start_transfer()
+            self._transfer_due = time.monotonic()
         while not self._stopping:
-            for key, _ in self._selector.select():
+            waits = not self._start_due()
+            for key, _ in self._selector.select(_AGAIN_SECONDS if waits else None):
                 self._on_readable(key)
             self._reap()
-            for dead in self._kept.due():
-                self._fork(dead)
         self._end()
+
+    def _start_due(self) -> bool:
+        """Start what is to run and does not. False if something has to be tried again."""
+        now = time.monotonic()
+        try:
+            if self._service_due and (not self._running or now >= self._service_due):
+                self._start_service()
+            if self._transfer_due and now >= self._transfer_due:
+                self._start_transfer()
+            for dead in self._kept.due():
+                if dead.volume in self._fds:
+                    self._fork(dead)
+        except OSError as error:  # EAGAIN, ENOMEM: the machine is full for now
+            say(f"cannot start a process: {error}; trying again")
+            return False
+        return not (self._service_due or self._transfer_due)
 
     def _on_readable(self, key: selectors.SelectorKey) -> None:
         if key.fd == self._wake:
@@ -108,8 +148,11 @@ class Keeper:
             result, out = self._do(message, fds)
         except StillframeError as error:
             self._answer(number, {"error": error.to_message()})
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             self._answer(number, {"error": Internal(f"keeper: {message.get('call')}: {error!r}").to_message()})
+        except OSError as error:
+            wrong = FailedPrecondition(f"{message.get('call')} {message.get('helper', '')}: {error}", "try again")
+            self._answer(number, {"error": wrong.to_message()})
         else:
             if result is not None:
                 self._answer(number, {"result": result}, out)
@@ -145,17 +188,18 @@ class Keeper:
                 self._held(message["volume"])
                 if message["name"] not in MAINS:
                     raise InvalidArgument(f"there is no process {message['name']!r}")
-                wanted = Process(message["volume"], message["key"], message["name"], message["argument"])
-                if self._kept.add(wanted):
-                    self._fork(wanted)
+                self._kept.add(Process(message["volume"], message["key"], message["name"], message["argument"]))
+                self._start_due()
             case "unkeep":
-                for ended in self._kept.remove(message["volume"], message.get("key")):
-                    if ended.pid:
-                        os.kill(ended.pid, signal.SIGKILL)
-                        os.waitpid(ended.pid, 0)
+                pids = self._kill(self._kept.remove(message["volume"], message.get("key")))
+                if pids:
+                    self._ending.append(Ending(int(message.get("id", 0)), pids))
+                    return None, []
             case "run":
                 self._run_helper(message)
                 return None, []
+            case "show":
+                return self._show(message["volume"]), []
             case "list":
                 return self._list(), []
             case "stop":
@@ -169,10 +213,11 @@ class Keeper:
             raise NotFound(f"the keeper holds no volume {volume}")
         return self._fds[volume]
 
+    def _show(self, volume: str) -> dict[str, Any]:
+        return {"roles": sorted(self._fds.get(volume, {})), "processes": self._kept.describe(volume)}
+
     def _list(self) -> dict[str, Any]:
-        volumes = {}
-        for volume, held in self._fds.items():
-            volumes[volume] = {"roles": sorted(held), "processes": self._kept.describe(volume)}
+        volumes = {volume: self._show(volume) for volume in self._fds}
         return {"volumes": volumes, "service": self._service_pid, "transfer": self._transfer_pid}
 
     # --- forks
@@ -197,25 +242,37 @@ class Keeper:
             os.write(writing, json.dumps(output).encode())
 
         inherited = [self._lock, writing, *(fd for roles in volumes.values() for fd in roles.values())]
-        pid = fork(main, inherited, f"sf-{message['helper']}")
-        os.close(writing)
-        self._running[reading] = (pid, int(message.get("id", 0)), bytearray())
+        try:
+            pid = fork(main, inherited, f"sf-{message['helper']}")
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._running[reading] = Helper(pid, int(message.get("id", 0)), bytearray())
         self._selector.register(reading, selectors.EVENT_READ)
 
     def _on_output(self, pipe: int) -> None:
-        pid, number, output = self._running[pipe]
+        helper = self._running[pipe]
         data = os.read(pipe, 65536)
-        output += data
+        helper.output += data
         if data:
             return
         self._selector.unregister(pipe)
         os.close(pipe)
         del self._running[pipe]
         try:
-            answer = json.loads(output)
+            answer = json.loads(helper.output)
         except ValueError:
-            answer = {"error": FailedPrecondition(f"a helper process ({pid}) died in the middle").to_message()}
-        self._answer(number, answer)
+            answer = {"error": FailedPrecondition(f"a helper process ({helper.pid}) died in the middle").to_message()}
+        self._answer(helper.request, answer)
+
+    def _kill(self, processes: list[Process]) -> set[int]:
+        """SIGKILL them; the pids that are to be reaped."""
+        pids = {process.pid for process in processes if process.pid}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
 
     def _reap(self) -> None:
         while True:
@@ -226,31 +283,54 @@ class Keeper:
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
+            self._note_end(pid)
             if pid == self._service_pid and code == CANNOT_START:
                 self._service_pid = 0
                 self._stopping = True
                 self.exit_code = 1
             elif pid == self._service_pid:
                 say(f"the engine service ended ({code}); starting it again")
-                self._start_service()
+                self._service_pid = 0
+                self._end_helpers()
             elif pid == self._transfer_pid:
                 say(f"the transfer supervisor ended ({code}); starting it again")
-                time.sleep(0.1)
-                self._start_transfer()
+                self._transfer_pid = 0
+                self._transfer_due = time.monotonic() + 0.1
             else:
                 failed = self._kept.died(pid, code, time.monotonic())
                 if failed is not None:
                     self._give_up(failed)
 
+    def _note_end(self, pid: int) -> None:
+        """Tell those who waited for the process's end."""
+        for helper in self._running.values():
+            if helper.pid == pid:
+                helper.alive = False
+        for ending in self._ending:
+            ending.pids.discard(pid)
+            if not ending.pids:
+                self._answer(ending.request, {"result": {}})
+        self._ending = [ending for ending in self._ending if ending.pids]
+
+    def _end_helpers(self) -> None:
+        """Whoever asked for them is dead; what it did not live to note, its successor must not meet half done.
+
+        A helper that even SIGKILL does not end, because the kernel waits for a disk, is left behind after a while.
+        """
+        for helper in self._running.values():
+            helper.request = 0
+            if helper.alive:
+                os.kill(helper.pid, signal.SIGKILL)
+        self._ending.clear()
+        self._service_due = time.monotonic() + _HELPERS_SECONDS
+
     def _give_up(self, failed: Process) -> None:
-        """A process that cannot be kept alive. A volume process: its volume answers EIO from now on."""
+        """A process that cannot be kept alive. A volume process: its volume answers EIO from now on; a session goes on."""
         say(f"volume {failed.volume}: {failed.key} died too often and is not started again")
         if failed.name == "serve":
             say(f"volume {failed.volume}: its device is dead until it is detached and attached again")
-            for other in self._kept.remove(failed.volume, None):
-                if other.pid:
-                    os.kill(other.pid, signal.SIGKILL)
-                    os.waitpid(other.pid, 0)
+            for key in self._kept.keys(failed.volume, "serve"):
+                self._kill(self._kept.remove(failed.volume, key))
             fuse = self._fds.get(failed.volume, {}).pop("fuse", None)
             if fuse is not None:
                 os.close(fuse)
@@ -259,15 +339,23 @@ class Keeper:
         if self._service is not None:
             self._selector.unregister(self._service)
             self._service.close()
+            self._service = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         arguments = ["--state", self._state, "--keeper", str(theirs.fileno()), *self._arguments]
-        self._service_pid = spawn_module("driver.engine.service", arguments, [theirs.fileno()])
-        theirs.close()
+        try:
+            self._service_pid = spawn_module("driver.engine.service", arguments, [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._service_due = 0.0
         self._service = ours
         self._selector.register(ours, selectors.EVENT_READ)
 
     def _start_transfer(self) -> None:
         self._transfer_pid = spawn_module("driver.transfer.supervisor", ["--state", self._state], [])
+        self._transfer_due = 0.0
 
     def _end(self) -> None:
         for ended in self._kept.all():

@@ -31,13 +31,11 @@ class Kept:
     def __init__(self) -> None:
         self._processes: dict[tuple[str, str], Process] = {}
 
-    def add(self, process: Process) -> bool:
-        """Whether it is new; one with its volume and key that runs already stays as it is."""
+    def add(self, process: Process) -> None:
+        """One with its volume and key that has not finished stays as it is."""
         known = self._processes.get((process.volume, process.key))
-        if known is not None and not known.finished:
-            return False
-        self._processes[process.volume, process.key] = process
-        return True
+        if known is None or known.finished:
+            self._processes[process.volume, process.key] = process
 
     def remove(self, volume: str, key: str | None) -> list[Process]:
         """Forget the volume's process `key`, or all of them; they are the caller's to kill and reap."""
@@ -45,6 +43,10 @@ class Kept:
         for process in gone:
             del self._processes[process.volume, process.key]
         return gone
+
+    def keys(self, volume: str, name: str) -> list[str]:
+        """The keys of the volume's processes of that name."""
+        return [p.key for p in self._processes.values() if (p.volume, p.name) == (volume, name)]
 
     def all(self) -> list[Process]:
         return list(self._processes.values())

@@ -21,6 +21,7 @@ from driver.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    RepositoryUnavailable,
     SnapshotFailed,
     StillframeError,
 )
@@ -33,12 +34,35 @@ from driver.engine.settings import SESSION_BYTES_MIN, Settings, divide
 from driver.engine.volumes import Volumes
 from driver.host import files
 from driver.transfer.packbuffer import memory_bytes
+from driver.volume.layout import running_session
 
-_SWEEP: Final = "sweep"
-_DRAIN_SECONDS: Final = 5.0
+_DRAIN_SECONDS: Final = 0.5
+"""Writes wait while the end of a session waits for one in hand: not long, and again later."""
+_AGAIN_SECONDS_MAX: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 RUNNING: Final = ("preparing", "uploading")
 """States of a session that has not ended."""
+
+_DELETED: Final = SnapshotFailed("it was deleted while it was being made")
+
+
+def _sweep(session: str) -> str:
+    """The key of a session's sweeper with the keeper."""
+    return f"sweep-{session}"
+
+
+def _packs(session: str) -> str:
+    """The role of a session's pack buffers with the keeper."""
+    return f"packs-{session}"
+
+
+def _of_packs(role: str) -> str | None:
+    return role.removeprefix("packs-") if role.startswith("packs-") else None
+
+
+def _lost(more: str = "") -> dict[str, str]:
+    text = "the engine was stopped, or lost its power, before the snapshot was complete"
+    return SnapshotFailed(text + more, "take it again, by another name").to_message()
 
 
 class Sessions:
@@ -57,9 +81,7 @@ class Sessions:
         self._meters: dict[str, Meter] = {}
         self._admission = threading.Lock()  # guards the sum of all budgets
         self._aborted: set[str] = set()
-        for record in list(self._records.values()):
-            if record.state in RUNNING:
-                self._find_again(record)
+        self._find_again()
 
     # --- what is known
 
@@ -112,6 +134,10 @@ class Sessions:
             known = self.record(snapshot_id(name))
             if known is not None:
                 if (known.volume_id, known.repository) == (of.id, repository):
+                    if known.state == "preparing":
+                        raise FailedPrecondition(
+                            f"snapshot {name!r} was begun before and broken off; that is being cleaned up", "try again"
+                        )
                     return known
                 raise AlreadyExists(
                     f"snapshot {name!r} exists, of volume {known.volume_name!r} in repository {known.repository!r}",
@@ -143,10 +169,15 @@ class Sessions:
                 raise
 
     def _admit(self, record: SessionRecord) -> SessionRecord:
-        """Give the session its part of the node's cap, and its place in the table. Raises FailedPrecondition."""
+        """Give the session its part of the node's cap, and its place in the table.
+
+        Raises FailedPrecondition, or AlreadyExists if a snapshot of another volume took the name at the same moment.
+        """
         with self._admission:
             record = record.changed(budget_bytes=self._budget())
             with self._table:
+                if record.id in self._records:
+                    raise AlreadyExists(f"snapshot {record.name!r} is being made of another volume", "take another name")
                 self._records[record.id] = record
         return record
 
@@ -184,51 +215,141 @@ class Sessions:
             spool = os.open(folder / "spool", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             os.close(spool)
             self._volumes.open(of)
-            self._keeper.put(of.id, {"packs": packs})
+            self._keeper.put(of.id, {_packs(record.id): packs})
             meter = self._meter(record)
             cut = self._keeper.run(
-                "cut", [of.id], memory=budget.preimages, spill=self._settings.spill_bytes // UNIT_BYTES,
-                on_full=record.on_buffer_full.upper(), deadline_seconds=self._settings.cut_seconds,
+                "cut", [of.id], sessions={of.id: record.id}, memory=budget.preimages,
+                spill=self._settings.spill_bytes // UNIT_BYTES, on_full=record.on_buffer_full.upper(),
+                deadline_seconds=self._settings.cut_seconds,
             )["cut"]  # fmt: skip
             created = datetime.fromtimestamp(cut, UTC).isoformat(timespec="microseconds")
             record = self._save(
                 record.changed(state="uploading", created=created, baseline=meter.at_cut())
             )
         except BaseException:
-            with contextlib.suppress(StillframeError):
-                self._release(of.id)
-            self._forget(record)
+            self._undo(record)
             raise
         finally:
             os.close(packs)
         self._start_work(record)
         return record
 
+    def _undo(self, record: SessionRecord) -> None:
+        """Forget a session that came to nothing; later, if the disk or the keeper does not allow it now."""
+        try:
+            self._release(record.volume_id, record.id)
+        except (StillframeError, OSError) as error:
+            print(f"session {record.name}: {error}; trying again", flush=True)
+            threading.Timer(1.0, self._undo, [record]).start()
+        else:
+            self._forget(record)
+
     def _start_work(self, record: SessionRecord) -> None:
-        self._keeper.keep(record.volume_id, _SWEEP, _SWEEP, {"bytes_per_second": self._settings.upload_rate})
-        threading.Thread(target=self._watch, args=[record.id], name=f"session-{record.name}", daemon=True).start()
+        argument = {
+            "session": record.id, "packs": _packs(record.id), "bytes_per_second": self._settings.upload_rate,
+        }  # fmt: skip
+        self._keeper.keep(record.volume_id, _sweep(record.id), "sweep", argument)
+        self._thread(self._watch, record)
 
-    def _find_again(self, record: SessionRecord) -> None:
-        """After a restart of this service: go on with a session whose memory the keeper still holds, else fail it."""
-        held = self._keeper.list()["volumes"].get(record.volume_id, {})
-        if record.state == "uploading" and "packs" in held.get("roles", []):
-            self._volumes.set_session(record.volume_id, record.id)
-            self._meter(record)
-            self._start_work(record)
-            return
-        lost = SnapshotFailed("the engine was stopped, or lost its power, before the snapshot was complete")
-        self._save(record.changed(state="failed", error=lost.to_message()))
+    @staticmethod
+    def _thread(main: Callable[[str], None], record: SessionRecord) -> None:
+        threading.Thread(target=main, args=[record.id], name=f"session-{record.name}", daemon=True).start()
 
-    # --- watch and end
+    # --- after a restart of this service
 
-    def _watch(self, session: str) -> None:
-        """Until the session has ended. The outermost loop of its thread."""
+    def _find_again(self) -> None:
+        """Go on with the sessions whose memory the keeper still holds; settle those that have lost it."""
+        alive: set[str] = set()
+        for volume, held in self._keeper.list()["volumes"].items():
+            running = self._session_in_memory(volume)
+            roles = {session for session in map(_of_packs, held["roles"]) if session is not None}
+            for session in roles if running is None else {*roles, running}:
+                record = self.record(session)
+                if record is not None and record.state == "uploading" and session == running and session in roles:
+                    alive.add(session)
+                    self._volumes.set_session(volume, session)
+                    self._start_work(record)
+                elif record is None or record.state not in RUNNING:
+                    threading.Thread(target=self._release_for_good, args=[volume, session], daemon=True).start()
+        for record in self.all():
+            if record.state in RUNNING and record.id not in alive:
+                self._thread(self._settle, record)
+
+    def _session_in_memory(self, volume: str) -> str | None:
+        (memory,) = self._keeper.take(volume, ["memory"])
+        try:
+            return running_session(memory)
+        finally:
+            os.close(memory)
+
+    def _release_for_good(self, volume_id: str, session: str) -> None:
+        """Give back the memory of a session that ended just before this service was started. The whole of a thread."""
+        wait = 0.1
+        while True:
+            try:
+                self._release(volume_id, session)
+                self._close(volume_id)
+                return
+            except (StillframeError, OSError) as error:
+                print(f"session {session}: {error}; trying again", flush=True)
+                time.sleep(wait)
+                wait = min(2 * wait, _AGAIN_SECONDS_MAX)
+
+    def _settle(self, session: str) -> None:
+        """Find out what became of a session that has lost its memory: its manifest decides. The whole of a thread."""
+        wait = 0.1
         while True:
             record = self.record(session)
             if record is None or record.state not in RUNNING:
                 return
             try:
-                outcome = self._look(record)
+                self._cancel(record)
+                self._release(record.volume_id, record.id)
+                self._close(record.volume_id)
+                self._settled(record)
+                return
+            except (RepositoryUnavailable, EngineUnavailable, FailedPrecondition, OSError) as error:
+                if record.id in self._aborted:
+                    self._save(record.changed(state="aborted", error=_DELETED.to_message()))
+                    return
+                print(f"session {record.name}: {error}; trying again", flush=True)
+                time.sleep(wait)
+                wait = min(2 * wait, _AGAIN_SECONDS_MAX)
+            except StillframeError as error:
+                self._save(record.changed(state="failed", error=_lost(f"; asked for it, its repository says: {error}")))
+                return
+
+    def _settled(self, record: SessionRecord) -> None:
+        try:
+            found = self._transfer.ask(
+                f"settle-{record.id}", "show", {"repository": record.repository, "snapshot": record.id}
+            )
+        except NotFound:
+            found = {}
+        of = found.get("volume") or {}
+        if found.get("state") == "committed" and (of.get("id"), found["created"]) == (record.volume_id, record.created):
+            figures = {key: found[key] for key in ("uploaded_bytes", "requests", "stored_bytes")}
+            self._save(record.changed(state="committed", statistics=found["session"], uploaded=figures))
+            return
+        self._transfer.ask(
+            f"withdraw-{record.id}", "withdraw", {"repository": record.repository, "snapshot": record.id}
+        )
+        if record.state == "preparing":
+            self._forget(record)  # nobody was told of it
+        else:
+            self._save(record.changed(state="failed", error=_lost()))
+
+    # --- watch and end
+
+    def _watch(self, session: str) -> None:
+        """Until the session has ended. The outermost loop of its thread."""
+        outcome = None
+        while True:
+            record = self.record(session)
+            if record is None or record.state not in RUNNING:
+                return
+            try:
+                outcome = outcome or self._look(record)
                 if outcome is not None:
                     self._end(record, outcome)
             except (StillframeError, OSError) as error:
@@ -238,8 +359,7 @@ class Sessions:
     def _look(self, record: SessionRecord) -> dict[str, Any] | None:
         """The record's changes if the session has come to its end."""
         if record.id in self._aborted:
-            error = SnapshotFailed("it was deleted while it was being made")
-            return {"state": "aborted", "error": error.to_message()}
+            return {"state": "aborted", "error": _DELETED.to_message()}
         meter = self._meter(record)
         failure = failure_of(meter.shared, record)
         if failure is not None:
@@ -254,7 +374,7 @@ class Sessions:
             return None
         if status["state"] == "running":
             self._note_statistics(record, meter)
-            return self._look_at_sweeper(record)
+            return self._look_at_sweeper(record, meter)
         if status["state"] == "done":
             return {"state": "committed"}
         return {"state": "failed", "error": status["error"]}
@@ -268,15 +388,17 @@ class Sessions:
     def _statistics(self, record: SessionRecord) -> Path:
         return self._folder.session_folder(record.id) / "statistics.json"
 
-    def _look_at_sweeper(self, record: SessionRecord) -> dict[str, Any] | None:
-        held = self._keeper.list()["volumes"].get(record.volume_id, {})
-        if not any(process["key"] == _SWEEP and process["given_up"] for process in held.get("processes", [])):
+    def _look_at_sweeper(self, record: SessionRecord, meter: Meter) -> dict[str, Any] | None:
+        process = self._keeper.show(record.volume_id, _sweep(record.id))
+        if process is not None and not process["finished"]:
+            return None
+        if meter.swept() or failure_of(meter.shared, record) is not None:
             return None
         error = SnapshotFailed("its sweeper died again and again", "the engine's log says of what")
         return {"state": "failed", "error": error.to_message()}
 
     def _start_sender(self, record: SessionRecord) -> None:
-        (packs,) = self._keeper.take(record.volume_id, ["packs"])
+        (packs,) = self._keeper.take(record.volume_id, [_packs(record.id)])
         folder = self._folder.session_folder(record.id)
         spool = os.open(folder / "spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -300,28 +422,50 @@ class Sessions:
             os.close(spool)
 
     def _end(self, record: SessionRecord, outcome: dict[str, Any]) -> None:
-        """Stop what works for the session, keep its figures, give its memory back, and say how it ended."""
-        with contextlib.suppress(NotFound):
-            self._transfer.cancel(record.id)
+        """Stop what works for the session, note how it ended, give its memory back, and tell. May be done again.
+
+        It is noted before the memory goes, so that no other service can take it for lost; a state folder without room does
+        not keep the memory from going.
+        """
+        self._cancel(record)
         figures = self._meter(record).read(record)
-        self._release(record.volume_id)
+        record = record.changed(statistics=figures["session"], uploaded=figures["uploaded"], **outcome)
+        is_noted = True
+        try:
+            self._folder.save_session(record)
+        except OSError as error:
+            is_noted = False
+            print(f"session {record.name}: its end cannot be noted: {error}", flush=True)
+        self._release(record.volume_id, record.id)
         files.remove(self._folder.session_folder(record.id) / "spool")
         files.remove(self._statistics(record))
         self._volumes.end_session(record.volume_id, record.id)
-        of = next((v for v in self._volumes.all() if v.id == record.volume_id), None)
-        if of is not None:
-            with self._volumes.locked(of.name):
-                self._volumes.close(of)
+        self._close(record.volume_id)
+        if not is_noted:
+            self._folder.save_session(record)
+        with self._table:
+            self._records[record.id] = record
         self._drop_meter(record)
-        self._save(record.changed(statistics=figures["session"], uploaded=figures["uploaded"], **outcome))
         with contextlib.suppress(StillframeError):
             self._transfer.forget(record.id)
 
-    def _release(self, volume_id: str) -> None:
-        """End the session in the volume's memory, if there is one."""
-        self._keeper.unkeep(volume_id, _SWEEP)
-        self._keeper.run("end", [volume_id], deadline_seconds=_DRAIN_SECONDS)
-        self._keeper.drop(volume_id, ["packs"])
+    def _cancel(self, record: SessionRecord) -> None:
+        """End the session's sender; when this returns, it is dead."""
+        with contextlib.suppress(NotFound):
+            self._transfer.cancel(record.id)
+
+    def _close(self, volume_id: str) -> None:
+        of = next((v for v in self._volumes.all() if v.id == volume_id), None)
+        if of is not None:
+            with self._volumes.locked(of.name):
+                self._volumes.close(of)
+
+    def _release(self, volume_id: str, session: str) -> None:
+        """End the session in the volume's memory. Nothing happens if that is done, or if the memory is gone."""
+        self._keeper.unkeep(volume_id, _sweep(session))
+        with contextlib.suppress(NotFound):
+            self._keeper.run("end", [volume_id], session=session, deadline_seconds=_DRAIN_SECONDS)
+        self._keeper.drop(volume_id, [_packs(session)])
 
     def abort(self, session: str) -> None:
         """End a running session for good, and wait until it has ended. Nothing happens to one that has."""
@@ -361,7 +505,7 @@ class Sessions:
         with self._table:
             meter = self._meters.get(record.id)
         if meter is None:
-            memory, packs = self._keeper.take(record.volume_id, ["memory", "packs"])
+            memory, packs = self._keeper.take(record.volume_id, ["memory", _packs(record.id)])
             meter = Meter(memory, packs)
             with self._table:
                 self._meters[record.id] = meter

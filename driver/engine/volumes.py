@@ -158,7 +158,8 @@ class Volumes:
                 raise
 
     def is_attached(self, record: VolumeRecord) -> bool:
-        return record.id in self._held and os.path.exists(self._node(record))
+        """Whether its device is there for use: the note of it is the last that an attach makes."""
+        return record.id in self._held and os.path.exists(self._device_record(record))
 
     def open(self, record: VolumeRecord) -> None:
         """Have the keeper hold the volume's memory and files. Nothing happens if it does."""
@@ -195,6 +196,8 @@ class Volumes:
                 raise FailedPrecondition(f"volume {name!r} is being restored", "wait until it is available")
             if self.is_attached(record):
                 return record
+            if record.id in self._held:
+                self._unserve(record)  # an attach that was broken off
             self.open(record)
             try:
                 self._serve(record)
@@ -223,7 +226,9 @@ class Volumes:
         )  # fmt: skip
 
     def _unserve(self, record: VolumeRecord) -> None:
-        self._keeper.run("detach", [], file=self._file(record), record=self._device_record(record))
+        self._keeper.run(
+            "detach", [], file=self._file(record), node=self._node(record), record=self._device_record(record)
+        )
         for number in range(self._settings.processes):
             self._keeper.unkeep(record.id, f"serve-{number}")
         self._keeper.drop(record.id, ["fuse"])

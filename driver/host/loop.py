@@ -156,6 +156,18 @@ def detach(node: str, device: LoopDevice) -> None:
         os.unlink(node)
 
 
+def on_file(file: str) -> list[LoopDevice]:
+    """The devices attached to the file at that path, in this process's mount namespace, while it is mounted there."""
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError, ValueError):  # it went away
+            number = int(entry.parts[3].removeprefix("loop"))
+            device = LoopDevice(number, _sequence(number), _boot())
+            if entry.read_text().rstrip("\n") == file:
+                found.append(device)
+    return found
+
+
 def resize(node: str) -> None:
     """Make the device take over its file's new size. Raises OSError."""
     device = os.open(node, os.O_RDWR | os.O_CLOEXEC)

@@ -17,9 +17,11 @@ Every word is published by one aligned native store; readers see the old value o
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import mmap
 import os
+import uuid
 from typing import Final
 
 from driver.core.sizes import (
@@ -34,7 +36,7 @@ from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
 from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
-VERSION: Final = 1
+VERSION: Final = 2
 
 SLOTS_MAX: Final = 64
 SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
@@ -47,6 +49,8 @@ ZERO_MARKS: Final = 1 << 20
 FIRST_SPILL: Final = MEMORY_PREIMAGES
 FIRST_ZERO: Final = FIRST_SPILL + SPILL_PREIMAGES
 PREIMAGES: Final = FIRST_ZERO + ZERO_MARKS
+
+_PIECE: Final = 4 << 20
 
 _CHUNKS_MAX: Final = 16 * TIB // CHUNK_BYTES
 _REGIONS_MAX: Final = 16 * TIB // REGION_BYTES
@@ -69,6 +73,10 @@ LOCK_GATE: Final = 1 << 41
 """Held by whoever cuts or ends a session; a closed gate without a holder is open."""
 LOCK_PREIMAGES: Final = LOCK_GATE + 1
 """Guards the change of `owners` from FREE, and the words USED and PEAK."""
+LOCK_SESSION: Final = LOCK_GATE + 2
+"""Held by whoever begins or ends a session, from first to last: one does not clear what the other has begun."""
+LOCK_SLOTS: Final = 1 << 42
+"""Lock byte of request slot 0; a volume process holds those of its slots for its life: their release proves its death."""
 
 
 class Word(enum.IntEnum):
@@ -93,6 +101,7 @@ class Word(enum.IntEnum):
     SWEEP_NANOSECONDS = 16  # monotonic; the sweeper's last sign of life
     FAILED_ERRNO = 17
     SESSION_BYTES = 18  # the volume's size at the cut; what lies beyond is not captured
+    SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first
 
 
 class Failure(enum.IntEnum):
@@ -102,7 +111,6 @@ class Failure(enum.IntEnum):
     BUFFER_FULL = 1
     READ_ERROR = 2
     SPILL_ERROR = 3
-    CHUNK_MISSING = 4
 
 
 class OnFull(enum.IntEnum):
@@ -171,9 +179,27 @@ class Shared:
             self.words[Word.FAILED_ERRNO] = number
             self.words[Word.FAILED] = failure
 
+    def session_id(self) -> str | None:
+        """The UUID of the session that runs."""
+        return _session_id(self.words)
+
+    def set_session_id(self, session: str) -> None:
+        """Name the session that is about to run. `LOCK_SESSION` is held, and none runs."""
+        number = uuid.UUID(session).int
+        self.words[Word.SESSION_ID] = number >> 64
+        self.words[Word.SESSION_ID + 1] = number & (1 << 64) - 1
+
     def clear_session(self) -> None:
-        """Give back all memory of the last session. Only while no session runs and nobody captures."""
-        punch(self.fd, REGIONS_AT // PAGE * PAGE, MEMORY_BYTES - REGIONS_AT // PAGE * PAGE)
+        """Give back all memory of the last session. Only while no session runs and nobody captures.
+
+        In pieces: the kernel frees 200 MB in one go within 100 ms, which a volume process on the same processor waits for.
+        """
+        start = REGIONS_AT
+        with contextlib.suppress(OSError):  # ENXIO: no page behind `start`
+            while start < MEMORY_BYTES:
+                start = os.lseek(self.fd, start, os.SEEK_DATA)
+                punch(self.fd, start, min(_PIECE, MEMORY_BYTES - start))
+                start += _PIECE
 
     def release_chunks(self, region: int) -> None:
         """Give back the memory of a region's chunk words; all its chunks' locks are held and its byte is set."""
@@ -195,6 +221,17 @@ def create_memory(size_bytes: int, thin: bool, slot_count: int) -> int:
         words[Word.THIN] = int(thin)
         words[Word.SLOT_COUNT] = slot_count
     return fd
+
+
+def running_session(fd: int) -> str | None:
+    """The UUID of the session that runs in a volume's memory."""
+    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+        return _session_id(words)
+
+
+def _session_id(words: memoryview) -> str | None:
+    high, low = words[Word.SESSION_ID], words[Word.SESSION_ID + 1]
+    return str(uuid.UUID(int=high << 64 | low)) if words[Word.SESSION] else None
 
 
 def punch(fd: int, offset: int, length: int) -> None:

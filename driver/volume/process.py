@@ -18,14 +18,14 @@ from driver.host import kernel
 from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import PackBuffers
 from driver.volume.backing import BackingFile
-from driver.volume.layout import SLOT_BYTES, SLOTS_AT, Shared, Word
+from driver.volume.layout import LOCK_SLOTS, SLOT_BYTES, SLOTS_AT, Shared, Word
 from driver.volume.pace import Pace
 from driver.volume.preimages import recover_reserved
 from driver.volume.requests import Disconnected, Worker
 from driver.volume.sweep import SLICE_CHUNKS, SessionFailed, Sweeper
 
 Roles = Mapping[str, int]
-"""Descriptors of one volume: memory, backing, spill; fuse while it is attached; packs while a session runs."""
+"""Descriptors of one volume: memory, backing, spill; fuse while it is attached; pack buffers while a session runs."""
 
 
 def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
@@ -39,6 +39,8 @@ def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
     gc.disable()  # nothing in the loop makes cycles
     shared = Shared(roles["memory"])
     numbers = range(argument["first_slot"], argument["first_slot"] + argument["slots"])
+    life = RecordLocks(shared.fd)
+    life.acquire(LOCK_SLOTS + numbers.start, len(numbers))  # waits for the last thread of a predecessor
     if shared.words[Word.SESSION]:
         locks = RecordLocks(shared.fd)
         recover_reserved(shared, locks, range(numbers.start + 1, numbers.stop + 1))
@@ -59,21 +61,28 @@ def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
             ended.append(error)
             gone.set()
 
-    for worker in workers:
-        threading.Thread(target=run, args=[worker], daemon=True).start()
+    threads = [threading.Thread(target=run, args=[worker], daemon=True) for worker in workers]
+    for thread in threads:
+        thread.start()
     gone.wait()
     if not isinstance(ended[0], Disconnected):
         raise ended[0]
+    for thread in threads:
+        thread.join()  # what is in hand is written to its end
 
 
 def sweep(roles: Roles, argument: Mapping[str, Any]) -> None:
-    """A sweeper: seal every chunk of the session that runs. `argument`: bytes_per_second, 0 for no limit."""
+    """A sweeper: seal every chunk of a session, if that is the one that runs.
+
+    `argument`: session, its UUID; packs, the role of its pack buffers; bytes_per_second, 0 for no limit.
+    """
     shared = Shared(roles["memory"])
-    if not shared.words[Word.SESSION]:
+    if shared.session_id() != argument["session"]:
         return
     locks = RecordLocks(shared.fd)
     pace = Pace(shared, argument["bytes_per_second"], SLICE_CHUNKS * CHUNK_BYTES)
-    sweeper = Sweeper(shared, PackBuffers(roles["packs"]), BackingFile(roles["backing"]), roles["spill"], locks, pace)
+    packs = PackBuffers(roles[argument["packs"]])
+    sweeper = Sweeper(shared, packs, BackingFile(roles["backing"]), roles["spill"], locks, pace)
     try:
         sweeper.run()
     except SessionFailed:

@@ -2,19 +2,20 @@
 
 Several volumes are cut at one instant: all gates are closed, all writes in hand drained, all session words stored, all
 gates opened. Each SESSION word is one store, so a helper that dies leaves each volume before its cut or after it, and its
-gates open themselves (`gate`).
+gates open themselves (`gate`). Volumes are given in one order by all callers: their locks are taken in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from driver.core.errors import FailedPrecondition
 from driver.host.locks import RecordLocks
 from driver.volume import gate
-from driver.volume.layout import Failure, OnFull, Shared, Word
+from driver.volume.layout import LOCK_SESSION, LOCK_SLOTS, SLOTS_MAX, Failure, OnFull, Shared, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,70 +27,111 @@ class Limits:
     on_full: OnFull
 
 
-def begin(volumes: list[Shared], limits: Limits, deadline_seconds: float) -> float:
-    """Cut `volumes` at one instant; its time (seconds since the epoch).
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A volume's memory, and the UUID of the session to begin or to end on it."""
+
+    shared: Shared
+    session: str
+
+
+def begin(parts: Sequence[Part], limits: Limits, deadline_seconds: float) -> float:
+    """Cut the volumes at one instant; its time (seconds since the epoch).
 
     Raises FailedPrecondition if a session runs, or if writes in hand do not end in time (then nothing was cut).
     """
 
-    def prepare(shared: Shared) -> None:
-        shared.clear_session()
-        shared.words[Word.FAILED] = Failure.NONE
-        shared.words[Word.FAILED_ERRNO] = 0
-        shared.words[Word.ON_FULL] = limits.on_full
-        shared.words[Word.MEMORY_LIMIT] = limits.memory
-        shared.words[Word.SPILL_LIMIT] = limits.spill
-        for word in (Word.USED, Word.PEAK, Word.SPILL_USED, Word.SWEPT_CHUNKS):
-            shared.words[word] = 0
-
     def flip() -> float:
-        if any(shared.words[Word.SESSION] for shared in volumes):
-            raise FailedPrecondition("another session of this volume runs")
-        for shared in volumes:
-            prepare(shared)
         now = time.time()
-        for shared in volumes:
-            shared.words[Word.SESSION_BYTES] = shared.words[Word.SIZE_BYTES]
-            shared.words[Word.LAST_SESSION] += 1
-            shared.words[Word.SESSION] = shared.words[Word.LAST_SESSION]
+        for part in parts:
+            words = part.shared.words
+            words[Word.SESSION_BYTES] = words[Word.SIZE_BYTES]
+            words[Word.LAST_SESSION] += 1
+            words[Word.SESSION] = words[Word.LAST_SESSION]
         return now
 
-    return _stopped(volumes, deadline_seconds, flip)
+    with _sessions_locked(parts) as locks:
+        if any(part.shared.words[Word.SESSION] for part in parts):
+            raise FailedPrecondition("another session of this volume runs")
+        for part in parts:
+            _prepare(part, limits)
+        return _stopped(parts, locks, deadline_seconds, flip)
 
 
-def end(volumes: list[Shared], deadline_seconds: float) -> None:
-    """End the sessions of `volumes`, after a drain: nobody may still read into a slot. Memory is given back.
+def _prepare(part: Part, limits: Limits) -> None:
+    shared = part.shared
+    shared.clear_session()
+    shared.set_session_id(part.session)
+    shared.words[Word.FAILED] = Failure.NONE
+    shared.words[Word.FAILED_ERRNO] = 0
+    shared.words[Word.ON_FULL] = limits.on_full
+    shared.words[Word.MEMORY_LIMIT] = limits.memory
+    shared.words[Word.SPILL_LIMIT] = limits.spill
+    for word in (Word.USED, Word.PEAK, Word.SPILL_USED, Word.SWEPT_CHUNKS):
+        shared.words[word] = 0
 
-    Their sweepers are dead. Raises FailedPrecondition after the deadline; it may be tried again.
+
+def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None]) -> None:
+    """End this session of this volume, after a drain: nobody may still read into a slot. Memory is given back.
+
+    Nothing happens if it has ended. Its sweeper is dead. Raises FailedPrecondition after the deadline; it may be tried
+    again. `spill_is_free` is called when nobody uses the spill file any more, and no other session can have begun to.
     """
 
     def flip() -> float:
-        for shared in volumes:
-            shared.words[Word.SESSION] = 0
+        part.shared.words[Word.SESSION] = 0
         return 0.0
 
-    _stopped(volumes, deadline_seconds, flip)
-    for shared in volumes:
-        shared.clear_session()
-        shared.words[Word.USED] = 0
-        shared.words[Word.SPILL_USED] = 0
+    with _sessions_locked([part]) as locks:
+        if part.shared.session_id() != part.session:
+            return
+        _stopped([part], locks, deadline_seconds, flip)
+        part.shared.clear_session()
+        part.shared.words[Word.USED] = 0
+        part.shared.words[Word.SPILL_USED] = 0
+        spill_is_free()
 
 
-def _stopped(volumes: list[Shared], deadline_seconds: float, flip: Callable[[], float]) -> float:
-    """Run `flip` while no write is in hand on any of `volumes`."""
-    locks = [RecordLocks(shared.fd) for shared in volumes]
+def forget_requests(shared: Shared) -> None:
+    """Empty every request slot: what is in them came over a connection that has ended, and whoever asked saw EIO.
+
+    Waits until the volume's processes are dead.
+    """
+    locks = RecordLocks(shared.fd)
+    locks.acquire(LOCK_SLOTS, SLOTS_MAX)
+    try:
+        for number in range(shared.words[Word.SLOT_COUNT]):
+            gate.empty(shared.slot_words(number))
+    finally:
+        locks.close()
+
+
+@contextlib.contextmanager
+def _sessions_locked(parts: Sequence[Part]) -> Iterator[list[RecordLocks]]:
+    """Hold LOCK_SESSION of every volume. The locks, a description each."""
+    locks = [RecordLocks(part.shared.fd) for part in parts]
+    try:
+        for lock in locks:
+            lock.acquire(LOCK_SESSION)
+        yield locks
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _stopped(
+    parts: Sequence[Part], locks: Sequence[RecordLocks], deadline_seconds: float, flip: Callable[[], float]
+) -> float:
+    """Run `flip` while no write is in hand on any of the volumes."""
     started = time.perf_counter_ns()
     closed: list[tuple[Shared, RecordLocks]] = []
     try:
-        for shared, lock in zip(volumes, locks, strict=True):
-            gate.close(shared, lock)
-            closed.append((shared, lock))
-        gate.drain(volumes, deadline_seconds)
-        result = flip()
+        for part, lock in zip(parts, locks, strict=True):
+            gate.close(part.shared, lock)
+            closed.append((part.shared, lock))
+        gate.drain(closed, deadline_seconds)
+        return flip()
     finally:
         for shared, lock in closed:
             shared.words[Word.CUT_NANOSECONDS] = time.perf_counter_ns() - started
             gate.open_again(shared, lock)
-        for lock in locks:
-            lock.close()
-    return result

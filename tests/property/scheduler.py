@@ -153,6 +153,13 @@ class ScheduledLocks:
             self._scheduler.wait_until(lambda: not self._scheduler.holder(start, length, actor))
         actor.locks.append((start, length))
 
+    def try_acquire(self, start: int, length: int = 1) -> bool:
+        actor = self._scheduler.current()
+        if self._scheduler.holder(start, length, actor):
+            return False
+        actor.locks.append((start, length))
+        return True
+
     def release(self, start: int, length: int = 1) -> None:
         actor = self._scheduler.current()
         actor.locks.remove((start, length))

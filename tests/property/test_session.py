@@ -13,6 +13,7 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from driver.core.ids import new_id
 from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES
 from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State, memory_bytes
@@ -98,7 +99,7 @@ class Run:
         self.limit = limit
         self.deaths = 0
         with mock.patch.object(session, "RecordLocks"):  # nobody else runs yet
-            session.begin([self.shared], session.Limits(limit, spill, on_full), 1.0)
+            session.begin([session.Part(self.shared, new_id())], session.Limits(limit, spill, on_full), 1.0)
 
     def close(self) -> None:
         self.scheduler.stop()
