@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := build/setup.stamp
 SIZE ?= 2Gi
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check proto bench clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -18,6 +18,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+proto: $(STAMP)
+	bash .ci/proto.sh .
 
 bench: $(STAMP)
 	bash .ci/packages.sh bench

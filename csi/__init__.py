@@ -1,1 +1,1 @@
-"""The Container Storage Interface: csi.proto and what is generated from it."""
+"""The interfaces to Kubernetes: csi.proto, pluginregistration.proto, and what `make proto` generates from them."""
