@@ -83,11 +83,12 @@ def resize(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 def cut(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Begin `sessions`, a UUID by volume, at one instant."""
-    limits = session.Limits(argument["memory"], argument["spill"], OnFull[argument["on_full"]])
-    sessions = argument["sessions"]
-    parts = [session.Part(Shared(volumes[volume]["memory"]), sessions[volume]) for volume in sorted(sessions)]
-    return {"cut": session.begin(parts, limits, argument["deadline_seconds"])}
+    """Begin `sessions` at one instant: by volume, each session's UUID and limits."""
+    parts = []
+    for volume, given in sorted(argument["sessions"].items()):
+        limits = session.Limits(given["memory"], given["spill"], OnFull[given["on_full"]])
+        parts.append(session.Part(Shared(volumes[volume]["memory"]), given["session"], limits))
+    return {"cut": session.begin(parts, argument["deadline_seconds"])}
 
 
 def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:

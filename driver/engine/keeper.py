@@ -176,6 +176,9 @@ class Keeper:
                     held[role] = fd
             case "take":
                 held = self._held(message["volume"])
+                missing = [role for role in message["roles"] if role not in held]
+                if missing:
+                    raise NotFound(f"the keeper holds no {', '.join(missing)} of volume {message['volume']}")
                 return {"roles": message["roles"]}, [held[role] for role in message["roles"]]
             case "drop":
                 held = self._fds.get(message["volume"], {})

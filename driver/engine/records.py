@@ -30,6 +30,7 @@ class VolumeRecord:
     lineage: str
     state: str = "available"
     source_snapshot: str | None = None
+    source_volume: str | None = None
     restore_job: str | None = None
 
     def changed(self, **changes: Any) -> Self:
@@ -38,7 +39,10 @@ class VolumeRecord:
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time."""
+    """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time.
+
+    `group` names the group snapshot that it belongs to; `target` is the id of the volume that it clones into.
+    """
 
     id: str
     name: str
@@ -50,6 +54,8 @@ class SessionRecord:
     logical_block_size: int
     on_buffer_full: str
     budget_bytes: int
+    group: str | None = None
+    target: str | None = None
     state: str = "preparing"
     created: str = ""
     error: dict[str, Any] | None = None

@@ -100,6 +100,11 @@ def _volume(service: Service, name: str) -> Message:
     return service.volumes.describe(service.volumes.record(name))
 
 
+def _named(service: Service, arguments: Arguments, key: str = "name") -> str:
+    """The name of the volume that the call means, by name or by id."""
+    return service.volumes.name_of(arguments[key])
+
+
 def _info(service: Service, arguments: Arguments) -> Message:
     given = service.settings
     configured = settings.repositories(given.state)
@@ -133,28 +138,49 @@ def _list_volumes(service: Service, arguments: Arguments) -> Message:
 
 
 def _attach(service: Service, arguments: Arguments) -> Message:
-    return _volume(service, service.volumes.attach(arguments["name"]).name)
+    return _volume(service, service.volumes.attach(_named(service, arguments)).name)
 
 
 def _detach(service: Service, arguments: Arguments) -> Message:
-    return _volume(service, service.volumes.detach(arguments["name"]).name)
+    return _volume(service, service.volumes.detach(_named(service, arguments)).name)
 
 
 def _grow(service: Service, arguments: Arguments) -> Message:
-    return _volume(service, service.volumes.grow(arguments["name"], int(arguments["size_bytes"])).name)
+    return _volume(service, service.volumes.grow(_named(service, arguments), int(arguments["size_bytes"])).name)
 
 
 def _delete_volume(service: Service, arguments: Arguments) -> Message:
-    service.volumes.delete(arguments["name"])
+    service.volumes.delete(_named(service, arguments))
     return {}
 
 
 def _create_snapshot(service: Service, arguments: Arguments) -> Message:
     record = service.sessions.create(
-        arguments["volume"], arguments.get("name"), service.repository(arguments),
+        _named(service, arguments, "volume"), arguments.get("name"), service.repository(arguments),
         arguments.get("on_buffer_full", "throttle"),
     )  # fmt: skip
     return service.sessions.describe(record)
+
+
+def _create_group(service: Service, arguments: Arguments) -> Message:
+    volumes = [service.volumes.name_of(volume) for volume in arguments["volumes"]]
+    records = service.sessions.create_group(
+        arguments["group"], volumes, service.repository(arguments), arguments.get("on_buffer_full", "throttle")
+    )
+    return {"snapshots": [service.sessions.describe(record) for record in records]}
+
+
+def _clone(service: Service, arguments: Arguments) -> Message:
+    size_bytes = arguments.get("size_bytes")
+    source = _named(service, arguments, "source")
+    record = service.snapshots.clone(
+        source, arguments["name"], None if size_bytes is None else int(size_bytes), arguments.get("provisioning")
+    )
+    return service.volumes.describe(record)
+
+
+def _capacity(service: Service, arguments: Arguments) -> Message:
+    return service.volumes.capacity()
 
 
 def _list_snapshots(service: Service, arguments: Arguments) -> Message:
@@ -192,12 +218,15 @@ CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
     "engine.stop": _stop,
     "volume.create": _create_volume,
     "volume.list": _list_volumes,
-    "volume.show": lambda service, arguments: _volume(service, arguments["name"]),
+    "volume.show": lambda service, arguments: _volume(service, _named(service, arguments)),
     "volume.attach": _attach,
     "volume.detach": _detach,
     "volume.grow": _grow,
     "volume.delete": _delete_volume,
+    "volume.clone": _clone,
+    "volume.capacity": _capacity,
     "snapshot.create": _create_snapshot,
+    "snapshot.create_group": _create_group,
     "snapshot.list": _list_snapshots,
     "snapshot.show": _show_snapshot,
     "snapshot.verify": _verify,

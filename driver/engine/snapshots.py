@@ -11,7 +11,8 @@ from driver.core.sizes import format_size, volume_size
 from driver.engine.clients import TransferClient
 from driver.engine.jobs import Jobs
 from driver.engine.records import VolumeRecord
-from driver.engine.sessions import RUNNING, Sessions
+from driver.engine.sessions import Sessions
+from driver.engine.table import RUNNING
 from driver.engine.volumes import Volumes
 from driver.host import disks
 
@@ -98,6 +99,29 @@ class Snapshots:
             raise
         return job, record
 
+    def clone(self, source: str, name: str, size_bytes: int | None, provisioning: str | None) -> VolumeRecord:
+        """Start to make a new volume of what another one is now; it is `restoring` until that is done, or gone if it fails.
+
+        Raises InvalidArgument for a size below the source's, AlreadyExists, OutOfSpace, NotFound, FailedPrecondition.
+        """
+        of = self._volumes.record(source)
+        size_bytes = volume_size(size_bytes or of.size_bytes)
+        if size_bytes < of.size_bytes:
+            raise InvalidArgument(
+                f"volume {source!r} has {format_size(of.size_bytes)}, more than {format_size(size_bytes)}",
+                f"ask for at least {of.size_bytes} bytes",
+            )
+        target = self._volumes.create(
+            name, size_bytes, provisioning or of.provisioning, of.logical_block_size, lineage=of.lineage,
+            state="restoring", source_volume=of.id,
+        )  # fmt: skip
+        try:
+            self._sessions.create_clone(source, target)
+        except BaseException:
+            self._volumes.forget(target)
+            raise
+        return target
+
     def _restored(self, volume: str, error: StillframeError | None) -> None:
         """After a restore: the volume is available, or gone."""
         with self._volumes.locked(volume), contextlib.suppress(NotFound):
@@ -110,7 +134,7 @@ class Snapshots:
     def resume_restores(self) -> None:
         """After a restart of this service: follow the restores that still run; what others had made is removed."""
         for record in self._volumes.all():
-            if record.state != "restoring":
+            if record.state != "restoring" or (record.source_volume and self._sessions.is_clone(record.id)):
                 continue
             try:
                 self._transfer.status(record.restore_job or "")

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
-from driver.core.ids import check_name, new_id
-from driver.core.sizes import format_size, volume_size
+from driver.core.ids import check_name, is_id, new_id
+from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, format_size, volume_size
 from driver.engine.clients import KeeperClient
 from driver.engine.records import Folder, VolumeRecord
 from driver.engine.settings import THREADS, Settings
@@ -54,6 +54,18 @@ class Volumes:
         if record is None:
             raise NotFound(f"there is no volume {name!r}", "see: stillframe volume list")
         return record
+
+    def by_id(self, volume_id: str) -> VolumeRecord:
+        """Raises NotFound."""
+        with self._table:
+            for record in self._records.values():
+                if record.id == volume_id:
+                    return record
+        raise NotFound(f"there is no volume {volume_id}", "see: stillframe volume list")
+
+    def name_of(self, volume: str) -> str:
+        """The name of the volume that a name or an id means. Raises NotFound for an id of none."""
+        return self.by_id(volume).name if is_id(volume) else volume
 
     def all(self) -> list[VolumeRecord]:
         with self._table:
@@ -97,6 +109,7 @@ class Volumes:
                 "created": record.created,
                 "lineage": record.lineage,
                 "source_snapshot": record.source_snapshot,
+                "source_volume": record.source_volume,
                 "snapshot_in_progress": self.session_of(record.id),
             }
         raise NotFound(f"volume {record.name!r} was deleted meanwhile")
@@ -275,6 +288,15 @@ class Volumes:
             if record.state != "available":
                 raise FailedPrecondition(f"volume {name!r} is being restored", "wait until that has ended")
             self.forget(record)
+
+    def capacity(self) -> dict[str, Any]:
+        """What the folder of the backing files could still give to a thick volume, and the sizes that volumes may have."""
+        free_bytes = disks.free(self._folder.path / "volumes")
+        return {
+            "available_bytes": free_bytes // CHUNK_BYTES * CHUNK_BYTES,
+            "volume_bytes_min": VOLUME_BYTES_MIN,
+            "volume_bytes_max": VOLUME_BYTES_MAX,
+        }
 
     def forget(self, record: VolumeRecord) -> None:
         """Remove record and data, whatever the state."""

@@ -228,7 +228,7 @@ def _bare(snapshot: str, repository: str, state: str, error: StillframeError | N
         "id": snapshot, "name": None, "handle": f"{repository}:{snapshot}", "repository": repository, "volume": None,
         "lineage": None, "state": state, "created": None, "size_bytes": 0, "logical_block_size": 0,
         "uploaded_bytes": 0, "requests": 0, "stored_bytes": 0, "error": error.to_message() if error else None,
-        "progress": None, "session": None,
+        "progress": None, "session": None, "node": None, "group": None,
     }  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def _of_pending(
     known: Mapping[str, Any] = {}
     if pending is not None:
         known = {
-            "name": pending.snapshot.name, "lineage": pending.lineage, "created": pending.begun,
+            "name": pending.snapshot.name, "lineage": pending.lineage, "created": pending.begun, "node": pending.node,
             "volume": {"id": pending.volume.id, "name": pending.volume.name},
         }  # fmt: skip
     return {**_bare(snapshot, repository, state, error), **known}
@@ -257,6 +257,8 @@ def _of_manifest(manifest: Manifest, repository: str) -> Summary:
         "requests": manifest.requests,
         "stored_bytes": manifest.stored_bytes,
         "session": manifest.statistics,
+        "node": manifest.node,
+        "group": manifest.group,
     }
 
 

@@ -1,8 +1,8 @@
-"""`python -m driver.transfer.job STATE KIND SPEC PROGRESS FD…`: one send, restore or verify, a process of its own.
+"""`python -m driver.transfer.job STATE KIND SPEC PROGRESS FD…`: one send, clone, restore or verify, a process of its own.
 
 The numbers are descriptors: SPEC gives the job as JSON, PROGRESS takes JSON lines ({"progress": {...}} now and then, at
-the end {"result": {...}} or {"error": {...}}), the rest is what the kind needs (send: pack buffers, spool; restore: the
-backing file). Started by the transfer supervisor.
+the end {"result": {...}} or {"error": {...}}), the rest is what the kind needs (send: pack buffers, spool; clone: pack
+buffers, the new backing file; restore: the backing file). Started by the transfer supervisor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from driver.host.locks import RecordLocks
 from driver.store.open import honours_conditions, open_store
 from driver.store.port import Options
 from driver.store.retry import FOR_EVER, PATIENT, Watch
-from driver.transfer import catalog, send, specs
+from driver.transfer import catalog, clone, send, specs
 from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
 from driver.transfer.rate import Rate
 from driver.transfer.restore import WORKERS, BackingFile, Nowhere, Reader, Target
@@ -74,11 +74,9 @@ def run_send(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Re
     options = Options(connections=send.WORKERS + 1, pace=pace)
     store = open_store(repository, FOR_EVER, options, Watch(meter.request, meter.retry))
 
-    def progress() -> dict[str, int]:
-        done = packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS)
-        return _progress(done * CHUNK_BYTES, session.size_bytes, packs.get(Header.REQUESTS))
-
-    report.keep_on(progress)
+    report.keep_on(
+        lambda: _progress(_chunks_done(packs) * CHUNK_BYTES, session.size_bytes, packs.get(Header.REQUESTS))
+    )
     sender = send.Sender(
         store, session, packs, Spool(spool_fd, chunks_of(session.size_bytes)), meter,
         conditions=honours_conditions(repository, store), statistics=lambda: _statistics(spec.statistics_path),
@@ -95,6 +93,23 @@ def _statistics(path: str | None) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def run_clone(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
+    """Copy a session into another volume's backing file. See `driver.transfer.clone`."""
+    packs_fd, backing = fds
+    spec = specs.parse(given, specs.Clone)
+    RecordLocks(packs_fd).acquire(SENDER_LOCK_BYTE)
+    packs = PackBuffers(packs_fd)
+    for word in (Header.STORED_CHUNKS, Header.ZERO_CHUNKS, Header.STORED_BYTES):
+        packs.set(word, 0)
+    report.keep_on(lambda: _progress(_chunks_done(packs) * CHUNK_BYTES, spec.size_bytes, 0))
+    clone.copy(packs, backing)
+    return {"bytes_written": packs.get(Header.STORED_BYTES)}
+
+
+def _chunks_done(packs: PackBuffers) -> int:
+    return packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS)
 
 
 def run_restore(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
@@ -153,6 +168,7 @@ def _progress(done: int, total: int, requests: int) -> dict[str, int]:
 
 JOBS: Final[dict[str, Callable[[Path, Spec, Sequence[int], Report], Result]]] = {
     "send": run_send,
+    "clone": run_clone,
     "restore": run_restore,
     "verify": run_verify,
 }

@@ -31,7 +31,7 @@ from driver.core.errors import (
 from driver.core.messages import close_all
 from driver.host.spawn import popen_module
 from driver.transfer import small
-from driver.transfer.specs import DESCRIPTORS
+from driver.transfer.specs import DESCRIPTORS, OF_SESSIONS
 
 _WAIT_SECONDS_MAX: Final = 10.0
 _DEATHS_MAX: Final = 5
@@ -196,13 +196,16 @@ class Jobs:
                 return
             if "error" in final:
                 raise StillframeError.from_message(final["error"])
-            if job.kind != "send" or code >= 0:
+            if job.kind not in OF_SESSIONS or code >= 0:
                 raise Internal(f"the {job.kind} process ended with {_ending(code)}", "the engine's log may say why")
             now = time.monotonic()
             if len(deaths) == _DEATHS_MAX and now - deaths[0] < _DEATHS_SECONDS:
-                raise Internal(f"the sender died too often, now with {_ending(code)}", "the engine's log may say why")
+                raise Internal(
+                    f"the {job.kind} process died too often, now with {_ending(code)}", "the engine's log may say why"
+                )
             deaths.append(now)
-            print(f"transfer: a sender ended with {_ending(code)}; starting it again", file=sys.stderr, flush=True)
+            text = f"transfer: a {job.kind} process ended with {_ending(code)}; starting it again"
+            print(text, file=sys.stderr, flush=True)
             time.sleep(_AGAIN_SECONDS)
 
     def _one_process(self, job: Job) -> tuple[int, dict[str, Any]]:

@@ -103,6 +103,7 @@ class Manifest(Head, frozen=True, kw_only=True):
     uploaded_bytes: Count
     requests: Count
     statistics: dict[str, Any] | None = None
+    group: Text | None = None
 
 
 class Aborted(Head, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ class Session:
     created: str
     size_bytes: int
     logical_block_size: int
+    group: str | None = None
 
 
 class Meter:
@@ -186,6 +187,7 @@ class Sender:
             stored_chunks=self._packs.get(Header.STORED_CHUNKS), zero_chunks=self._packs.get(Header.ZERO_CHUNKS),
             stored_bytes=self._packs.get(Header.STORED_BYTES), uploaded_bytes=self._packs.get(Header.UPLOADED_BYTES),
             requests=self._packs.get(Header.REQUESTS) + 1, statistics=self._statistics(),
+            group=session.group,
         )  # fmt: skip
         data = records.encode(manifest)
         key = layout.manifest(session.of.snapshot.id)
@@ -248,7 +250,7 @@ def session_of(spec: specs.Send) -> Session:
     volume = spec.volume
     named = records.Named(spec.snapshot.id, spec.snapshot.name)
     of = catalog.Beginning(named, records.Named(volume.id, volume.name), spec.lineage, spec.node)
-    return Session(of, spec.snapshot.created, volume.size_bytes, volume.logical_block_size)
+    return Session(of, spec.snapshot.created, volume.size_bytes, volume.logical_block_size, spec.group)
 
 
 def _total(entries: list[Entry]) -> int:

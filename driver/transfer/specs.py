@@ -11,8 +11,11 @@ from driver.core.errors import InvalidArgument
 from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN
 from driver.transfer.records import Id, Named, Text, Time
 
-DESCRIPTORS: Final = {"send": 2, "restore": 1, "verify": 0}
-"""Kinds with a process of their own, and the descriptors that each takes: pack buffers and spool file; backing file."""
+DESCRIPTORS: Final = {"send": 2, "clone": 2, "restore": 1, "verify": 0}
+"""Kinds with a process of their own, and the descriptors that each takes: pack buffers and spool file (clone: and the new
+volume's backing file); backing file."""
+OF_SESSIONS: Final = ("send", "clone")
+"""Kinds that go on where a process of theirs died."""
 
 
 class OfRepository(msgspec.Struct, frozen=True):
@@ -81,9 +84,16 @@ class Send(msgspec.Struct, frozen=True):
     node: Text
     upload_rate_bytes: Annotated[int, Meta(ge=0)] = 0
     statistics_path: str | None = None
+    group: Text | None = None
 
 
-S = TypeVar("S", OfRepository, OfSnapshot, Restore, Delete, Begin, Send)
+class Clone(msgspec.Struct, frozen=True):
+    """A session to copy into another volume."""
+
+    size_bytes: Annotated[int, Meta(ge=VOLUME_BYTES_MIN, le=VOLUME_BYTES_MAX, multiple_of=CHUNK_BYTES)]
+
+
+S = TypeVar("S", OfRepository, OfSnapshot, Restore, Delete, Begin, Send, Clone)
 
 
 def parse(spec: dict[str, Any], kind: type[S]) -> S:

@@ -29,13 +29,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A volume's memory, and the UUID of the session to begin or to end on it."""
+    """A volume's memory, the UUID of the session to begin or to end on it, and what one to begin may hold."""
 
     shared: Shared
     session: str
+    limits: Limits = Limits(0, 0, OnFull.THROTTLE)
 
 
-def begin(parts: Sequence[Part], limits: Limits, deadline_seconds: float) -> float:
+def begin(parts: Sequence[Part], deadline_seconds: float) -> float:
     """Cut the volumes at one instant; its time (seconds since the epoch).
 
     Raises FailedPrecondition if a session runs, or if writes in hand do not end in time (then nothing was cut).
@@ -54,12 +55,13 @@ def begin(parts: Sequence[Part], limits: Limits, deadline_seconds: float) -> flo
         if any(part.shared.words[Word.SESSION] for part in parts):
             raise FailedPrecondition("another session of this volume runs")
         for part in parts:
-            _prepare(part, limits)
+            _prepare(part)
         return _stopped(parts, locks, deadline_seconds, flip)
 
 
-def _prepare(part: Part, limits: Limits) -> None:
+def _prepare(part: Part) -> None:
     shared = part.shared
+    limits = part.limits
     shared.clear_session()
     shared.set_session_id(part.session)
     shared.words[Word.FAILED] = Failure.NONE

@@ -99,7 +99,8 @@ class Run:
         self.limit = limit
         self.deaths = 0
         with mock.patch.object(session, "RecordLocks"):  # nobody else runs yet
-            session.begin([session.Part(self.shared, new_id())], session.Limits(limit, spill, on_full), 1.0)
+            limits = session.Limits(limit, spill, on_full)
+            session.begin([session.Part(self.shared, new_id(), limits)], 1.0)
 
     def close(self) -> None:
         self.scheduler.stop()

@@ -45,10 +45,10 @@ def nothing() -> None:
 def test_only_the_session_that_runs_is_ended(shared: Shared) -> None:
     """A late end of an earlier session finds its successor, and leaves it alone."""
     first, second = new_id(), new_id()
-    session.begin([session.Part(shared, first)], LIMITS, 1.0)
+    session.begin([session.Part(shared, first, LIMITS)], 1.0)
     assert running_session(shared.fd) == first
     session.end(session.Part(shared, first), 1.0, nothing)
-    session.begin([session.Part(shared, second)], LIMITS, 1.0)
+    session.begin([session.Part(shared, second, LIMITS)], 1.0)
     shared.chunks[3] = 7
     session.end(session.Part(shared, first), 1.0, lambda: pytest.fail("the spill file is the second session's"))
     assert (running_session(shared.fd), shared.chunks[3]) == (second, 7)
@@ -57,15 +57,15 @@ def test_only_the_session_that_runs_is_ended(shared: Shared) -> None:
 
 
 def test_of_one_volume_one_session_at_a_time(shared: Shared) -> None:
-    session.begin([session.Part(shared, new_id())], LIMITS, 1.0)
+    session.begin([session.Part(shared, new_id(), LIMITS)], 1.0)
     with pytest.raises(FailedPrecondition, match="another session"):
-        session.begin([session.Part(shared, new_id())], LIMITS, 1.0)
+        session.begin([session.Part(shared, new_id(), LIMITS)], 1.0)
 
 
 def test_a_session_gives_all_its_pages_back(shared: Shared) -> None:
-    of = session.Part(shared, new_id())
+    of = session.Part(shared, new_id(), LIMITS)
     before = os.fstat(shared.fd).st_blocks
-    session.begin([of], LIMITS, 1.0)
+    session.begin([of], 1.0)
     shared.bytes[PAGES_AT : PAGES_AT + (9 << 20)] = b"x" * (9 << 20)
     shared.regions[0] = 1
     shared.owners[5] = 1
@@ -77,7 +77,7 @@ def test_a_session_gives_all_its_pages_back(shared: Shared) -> None:
 
 def test_a_cut_does_not_wait_for_a_write_of_a_dead_process(shared: Shared) -> None:
     shared.slot_words(1)[SlotWord.ADMITTED] = 1
-    session.begin([session.Part(shared, new_id())], LIMITS, 0.2)
+    session.begin([session.Part(shared, new_id(), LIMITS)], 0.2)
     assert shared.slot_words(1)[SlotWord.ADMITTED] == 0
 
 
@@ -86,7 +86,7 @@ def test_a_cut_waits_for_a_write_of_a_living_process_and_gives_up(shared: Shared
     life.acquire(LOCK_SLOTS, 2)
     shared.slot_words(1)[SlotWord.ADMITTED] = 1
     with pytest.raises(FailedPrecondition, match="in hand"):
-        session.begin([session.Part(shared, new_id())], LIMITS, 0.2)
+        session.begin([session.Part(shared, new_id(), LIMITS)], 0.2)
     assert (running_session(shared.fd), shared.words[Word.GATE]) == (None, 0)
     assert shared.slot_words(1)[SlotWord.ADMITTED] == 1
     life.close()

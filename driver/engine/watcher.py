@@ -1,0 +1,320 @@
+"""Watches the running sessions to their commit or failure, and ends them. One thread a session.
+
+What a session is made of survives this service: memory and sweeper with the keeper, the sender with the transfer
+supervisor, the record on disk. A new service finds them again by the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from driver.core.errors import (
+    EngineUnavailable,
+    FailedPrecondition,
+    NotFound,
+    RepositoryUnavailable,
+    SnapshotFailed,
+    StillframeError,
+)
+from driver.engine.clients import KeeperClient, TransferClient
+from driver.engine.meter import Meter, failure_of
+from driver.engine.records import Folder, SessionRecord
+from driver.engine.settings import Settings
+from driver.engine.table import RUNNING, Table, packs_role, session_of_role, sweep_key
+from driver.engine.volumes import Volumes
+from driver.host import disks, files
+from driver.volume.layout import running_session
+
+_DRAIN_SECONDS: Final = 0.5
+"""Writes wait while the end of a session waits for one in hand: not long, and again later."""
+_AGAIN_SECONDS_MAX: Final = 30.0
+_POLL_SECONDS: Final = 0.05
+_DELETED: Final = SnapshotFailed("it was deleted while it was being made")
+
+
+def _lost(more: str = "") -> dict[str, str]:
+    text = "the engine was stopped, or lost its power, before the snapshot was complete"
+    return SnapshotFailed(text + more, "take it again, by another name").to_message()
+
+
+class Watcher:
+    """Starts what works for a session, and brings each session to its end."""
+
+    def __init__(
+        self, folder: Folder, settings: Settings, volumes: Volumes, keeper: KeeperClient, transfer: TransferClient,
+        table: Table,
+    ) -> None:  # fmt: skip
+        self._folder = folder
+        self._settings = settings
+        self._volumes = volumes
+        self._keeper = keeper
+        self._transfer = transfer
+        self._table = table
+
+    def start(self, record: SessionRecord) -> None:
+        argument = {
+            "session": record.id, "packs": packs_role(record.id), "bytes_per_second": self._settings.upload_rate,
+        }  # fmt: skip
+        self._keeper.keep(record.volume_id, sweep_key(record.id), "sweep", argument)
+        self._thread(self._watch, record)
+
+    @staticmethod
+    def _thread(main: Callable[[str], None], record: SessionRecord) -> None:
+        threading.Thread(target=main, args=[record.id], name=f"session-{record.name}", daemon=True).start()
+
+    # --- after a restart of this service
+
+    def find_again(self) -> None:
+        """Go on with the sessions whose memory the keeper still holds; settle those that have lost it."""
+        alive: set[str] = set()
+        for volume, held in self._keeper.list()["volumes"].items():
+            running = self._session_in_memory(volume)
+            roles = {session for session in map(session_of_role, held["roles"]) if session is not None}
+            for session in roles if running is None else {*roles, running}:
+                record = self._table.record(session)
+                if record is not None and record.state == "uploading" and session == running and session in roles:
+                    alive.add(session)
+                    self._volumes.set_session(volume, session)
+                    self.start(record)
+                elif record is None or record.state not in RUNNING:
+                    threading.Thread(target=self._release_for_good, args=[volume, session], daemon=True).start()
+        for record in self._table.all():
+            if record.state in RUNNING and record.id not in alive:
+                self._thread(self._settle, record)
+
+    def _session_in_memory(self, volume: str) -> str | None:
+        (memory,) = self._keeper.take(volume, ["memory"])
+        try:
+            return running_session(memory)
+        finally:
+            os.close(memory)
+
+    def _release_for_good(self, volume_id: str, session: str) -> None:
+        """Give back the memory of a session that ended just before this service was started. The whole of a thread."""
+        wait = 0.1
+        while True:
+            try:
+                self.release(volume_id, session)
+                self._close(volume_id)
+                return
+            except (StillframeError, OSError) as error:
+                print(f"session {session}: {error}; trying again", flush=True)
+                time.sleep(wait)
+                wait = min(2 * wait, _AGAIN_SECONDS_MAX)
+
+    def _settle(self, session: str) -> None:
+        """Find out what became of a session that has lost its memory: its manifest decides. The whole of a thread."""
+        wait = 0.1
+        while True:
+            record = self._table.record(session)
+            if record is None or record.state not in RUNNING:
+                return
+            try:
+                self._cancel(record)
+                self.release(record.volume_id, record.id)
+                self._close(record.volume_id)
+                self._settled(record)
+                return
+            except (RepositoryUnavailable, EngineUnavailable, FailedPrecondition, OSError) as error:
+                if self._table.is_aborted(record.id):
+                    self._table.save(record.changed(state="aborted", error=_DELETED.to_message()))
+                    return
+                print(f"session {record.name}: {error}; trying again", flush=True)
+                time.sleep(wait)
+                wait = min(2 * wait, _AGAIN_SECONDS_MAX)
+            except StillframeError as error:
+                lost = _lost(f"; asked for it, its repository says: {error}")
+                self._table.save(record.changed(state="failed", error=lost))
+                return
+
+    def _settled(self, record: SessionRecord) -> None:
+        if record.target is not None:
+            self._drop_clone(record)
+            return
+        try:
+            found = self._transfer.ask(
+                f"settle-{record.id}", "show", {"repository": record.repository, "snapshot": record.id}
+            )
+        except NotFound:
+            found = {}
+        of = found.get("volume") or {}
+        if found.get("state") == "committed" and (of.get("id"), found["created"]) == (record.volume_id, record.created):
+            figures = {key: found[key] for key in ("uploaded_bytes", "requests", "stored_bytes")}
+            self._table.save(record.changed(state="committed", statistics=found["session"], uploaded=figures))
+            return
+        self._transfer.ask(
+            f"withdraw-{record.id}", "withdraw", {"repository": record.repository, "snapshot": record.id}
+        )
+        if record.state == "preparing":
+            self._table.forget(record)  # nobody was told of it
+        else:
+            self._table.save(record.changed(state="failed", error=_lost()))
+
+    # --- watch and end
+
+    def _watch(self, session: str) -> None:
+        """Until the session has ended. The outermost loop of its thread."""
+        outcome = None
+        while True:
+            record = self._table.record(session)
+            if record is None or record.state not in RUNNING:
+                return
+            try:
+                outcome = outcome or self._look(record)
+                if outcome is not None:
+                    self._end(record, outcome)
+            except (StillframeError, OSError) as error:
+                print(f"session {record.name}: {error}; trying again", flush=True)
+                time.sleep(1.0)
+
+    def _look(self, record: SessionRecord) -> dict[str, Any] | None:
+        """The record's changes if the session has come to its end."""
+        if self._table.is_aborted(record.id):
+            return {"state": "aborted", "error": _DELETED.to_message()}
+        meter = self._table.meter(record)
+        failure = failure_of(meter.shared, record)
+        if failure is not None:
+            return {"state": "failed", "error": failure.to_message()}
+        try:
+            status = self._transfer.status(record.id, 0.2)
+        except NotFound:
+            self._start_sender(record)
+            return None
+        except EngineUnavailable:
+            time.sleep(_POLL_SECONDS)
+            return None
+        if status["state"] == "running":
+            self._note_statistics(record, meter)
+            return self._look_at_sweeper(record, meter)
+        if status["state"] == "done":
+            return {"state": "committed"}
+        return {"state": "failed", "error": status["error"]}
+
+    def _note_statistics(self, record: SessionRecord, meter: Meter) -> None:
+        """Once the sweep is done, leave the session's figures to the sender, which puts them into the manifest."""
+        path = self._statistics(record)
+        if meter.swept() and not path.exists():
+            files.write_json(path, meter.read(record)["session"])
+
+    def _statistics(self, record: SessionRecord) -> Path:
+        return self._folder.session_folder(record.id) / "statistics.json"
+
+    def _look_at_sweeper(self, record: SessionRecord, meter: Meter) -> dict[str, Any] | None:
+        process = self._keeper.show(record.volume_id, sweep_key(record.id))
+        if process is not None and not process["finished"]:
+            return None
+        if meter.swept() or failure_of(meter.shared, record) is not None:
+            return None
+        error = SnapshotFailed("its sweeper died again and again", "the engine's log says of what")
+        return {"state": "failed", "error": error.to_message()}
+
+    def _start_sender(self, record: SessionRecord) -> None:
+        (packs,) = self._keeper.take(record.volume_id, [packs_role(record.id)])
+        if record.target is not None:
+            self._start_copy(record, packs)
+            return
+        folder = self._folder.session_folder(record.id)
+        spool = os.open(folder / "spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._transfer.start(
+                record.id, "send",
+                {
+                    "repository": record.repository,
+                    "snapshot": {"id": record.id, "name": record.name, "created": record.created},
+                    "volume": {
+                        "id": record.volume_id, "name": record.volume_name, "size_bytes": record.size_bytes,
+                        "logical_block_size": record.logical_block_size,
+                    },
+                    "lineage": record.lineage, "node": os.uname().nodename,
+                    "upload_rate_bytes": self._settings.upload_rate,
+                    "statistics_path": str(self._statistics(record)), "group": record.group,
+                },
+                [packs, spool],
+            )  # fmt: skip
+        finally:
+            os.close(packs)
+            os.close(spool)
+
+    def _start_copy(self, record: SessionRecord, packs: int) -> None:
+        """What stands in a sender's place for a clone."""
+        try:
+            target = self._volumes.by_id(record.target or "")
+            backing = disks.open_direct(self._volumes.disk(target), record.logical_block_size)
+            try:
+                self._transfer.start(record.id, "clone", {"size_bytes": record.size_bytes}, [packs, backing])
+            finally:
+                os.close(backing)
+        finally:
+            os.close(packs)
+
+    def _drop_clone(self, record: SessionRecord) -> None:
+        """Take away what a failed clone made. Its record goes last."""
+        with contextlib.suppress(NotFound):
+            target = self._volumes.by_id(record.target or "")
+            with self._volumes.locked(target.name):
+                self._volumes.forget(target)
+        self._table.forget(record)
+
+    def _clone_ended(self, record: SessionRecord) -> None:
+        if record.state != "committed":
+            print(f"clone of {record.volume_name}: {record.error}", flush=True)
+            self._drop_clone(record)
+            return
+        target = self._volumes.by_id(record.target or "")
+        with self._volumes.locked(target.name):
+            self._volumes.save(target.changed(state="available", restore_job=None))
+        self._table.forget(record)
+
+    def _end(self, record: SessionRecord, outcome: dict[str, Any]) -> None:
+        """Stop what works for the session, note how it ended, give its memory back, and tell. May be done again.
+
+        It is noted before the memory goes, so that no other service can take it for lost; a state folder without room does
+        not keep the memory from going.
+        """
+        self._cancel(record)
+        figures = self._table.meter(record).read(record)
+        record = record.changed(statistics=figures["session"], uploaded=figures["uploaded"], **outcome)
+        is_noted = True
+        try:
+            self._folder.save_session(record)
+        except OSError as error:
+            is_noted = False
+            print(f"session {record.name}: its end cannot be noted: {error}", flush=True)
+        self.release(record.volume_id, record.id)
+        files.remove(self._folder.session_folder(record.id) / "spool")
+        files.remove(self._statistics(record))
+        self._volumes.end_session(record.volume_id, record.id)
+        self._close(record.volume_id)
+        if not is_noted:
+            self._folder.save_session(record)
+        if record.target is not None:
+            self._clone_ended(record)
+        else:
+            self._table.show(record)
+        self._table.drop_meter(record)
+        with contextlib.suppress(StillframeError):
+            self._transfer.forget(record.id)
+
+    def _cancel(self, record: SessionRecord) -> None:
+        """End the session's sender; when this returns, it is dead."""
+        with contextlib.suppress(NotFound):
+            self._transfer.cancel(record.id)
+
+    def _close(self, volume_id: str) -> None:
+        of = next((v for v in self._volumes.all() if v.id == volume_id), None)
+        if of is not None:
+            with self._volumes.locked(of.name):
+                self._volumes.close(of)
+
+    def release(self, volume_id: str, session: str) -> None:
+        """End the session in the volume's memory. Nothing happens if that is done, or if the memory is gone."""
+        self._keeper.unkeep(volume_id, sweep_key(session))
+        with contextlib.suppress(NotFound):
+            self._keeper.run("end", [volume_id], session=session, deadline_seconds=_DRAIN_SECONDS)
+        self._keeper.drop(volume_id, [packs_role(session)])

@@ -1,0 +1,160 @@
+"""Several volumes cut at one instant, and volumes made of what another one is now."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError
+from driver.core.sizes import MIB
+from tests.engines import Engine, engine, run
+from tests.oracle import LoggedWriter, read_device, state_in
+
+SIZE = 32 * MIB
+
+
+@pytest.fixture
+def one() -> Iterator[Engine]:
+    with engine() as made:
+        yield made
+
+
+class Alternating:
+    """Writes n = 1, 2, 3, … to the first block of one volume, then of the next: no instant has them further apart than 1."""
+
+    def __init__(self, devices: list[str]) -> None:
+        self._fds = [os.open(device, os.O_RDWR | os.O_DIRECT) for device in devices]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        with mmap.mmap(-1, 4096) as page:
+            number = 0
+            while not self._stop.is_set():
+                number += 1
+                page[:8] = number.to_bytes(8, "little")
+                for fd in self._fds:
+                    os.pwrite(fd, page, 0)
+
+    def __enter__(self) -> Alternating:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+        for fd in self._fds:
+            os.close(fd)
+
+
+def test_a_group_is_cut_at_one_instant(one: Engine) -> None:
+    devices = [one.volume(name, SIZE) for name in ("a", "b", "c")]
+    for round_ in range(5):
+        with Alternating(devices):
+            time.sleep(0.2)
+            members = one.call("snapshot.create_group", group=f"g{round_}", volumes=["a", "b", "c"])["snapshots"]
+            time.sleep(0.1)
+        assert len({member["created"] for member in members}) == 1
+        numbers = {}
+        for member in members:
+            assert one.wait_snapshot(member["name"])["state"] == "committed"
+            made = f"r-{round_}-{member['volume']['name']}"
+            first = read_device(one.restore(member["name"], made), SIZE)[:8]
+            numbers[member["volume"]["name"]] = int.from_bytes(first, "little")
+        assert numbers["a"] >= numbers["b"] >= numbers["c"] >= numbers["a"] - 1, numbers
+    again = one.call("snapshot.create_group", group="g0", volumes=["c", "b", "a"])["snapshots"]
+    assert {member["state"] for member in again} == {"committed"}
+    with pytest.raises(AlreadyExists, match="of other volumes"):
+        one.call("snapshot.create_group", group="g0", volumes=["a", "b"])
+
+
+def test_a_group_is_made_whole_or_not_at_all(one: Engine) -> None:
+    one.arguments = (*one.arguments, "--upload-rate", "4Mi")
+    one.stop()
+    one.start()
+    device = one.volume("a", SIZE)
+    one.volume("b", SIZE)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    one.call("snapshot.create", volume="a", name="busy")
+    with pytest.raises(FailedPrecondition, match="busy"):
+        one.call("snapshot.create_group", group="g", volumes=["b", "a"])
+    assert [item["name"] for item in one.call("snapshot.list")["snapshots"]] == ["busy"]
+    one.call("snapshot.create", volume="b", name="alone")
+
+
+def wait_available(made: Engine, volume: str) -> None:
+    deadline = time.monotonic() + 60
+    while made.call("volume.show", name=volume)["state"] == "restoring":
+        assert time.monotonic() < deadline, made.log.read_text()
+        time.sleep(0.02)
+
+
+def test_a_clone_is_the_volume_at_its_cut(one: Engine) -> None:
+    device = one.volume("v", SIZE)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=20", "oflag=direct", "status=none")
+    start = bytes(read_device(device, SIZE))
+    with LoggedWriter(device, SIZE, seed=5) as writer:
+        time.sleep(0.2)
+        first = writer.acknowledged
+        shown = one.call("volume.clone", source="v", name="copy", size_bytes=SIZE + MIB)
+        last = writer.begun
+        assert (shown["state"], shown["size_bytes"]) == ("restoring", SIZE + MIB)
+        wait_available(one, "copy")
+    copied = read_device(one.call("volume.attach", name="copy")["device"], SIZE + MIB)
+    assert state_in(copied[:SIZE], start, writer.log, first, last) is not None
+    assert not any(copied[SIZE:])
+    assert one.call("snapshot.list")["snapshots"] == []
+    one.call("volume.clone", source="copy", name="copy-of-copy")
+    wait_available(one, "copy-of-copy")
+
+
+def test_a_clone_outlives_its_processes(one: Engine) -> None:
+    device = one.volume("v", 4 * SIZE)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+    content = read_device(device, 4 * SIZE)
+    one.call("volume.clone", source="v", name="copy")
+    for victim in ("service", "transfer", "service"):
+        with contextlib.suppress(ProcessLookupError, StillframeError, OSError):
+            os.kill(one.call("engine.info")["processes"][victim], signal.SIGKILL)
+        time.sleep(0.1)
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError):
+            wait_available(one, "copy")
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert read_device(one.call("volume.attach", name="copy")["device"], 4 * SIZE) == content
+
+
+def test_a_clone_that_loses_its_engine_is_gone(one: Engine) -> None:
+    one.arguments = (*one.arguments, "--upload-rate", "8Mi")
+    one.stop()
+    one.start()
+    device = one.volume("v", SIZE)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    one.call("volume.clone", source="v", name="copy")
+    one.kill()
+    one.start()
+    deadline = time.monotonic() + 20
+    with pytest.raises(NotFound):
+        while time.monotonic() < deadline:
+            one.call("volume.show", name="copy")
+            time.sleep(0.05)
+    one.call("volume.clone", source="v", name="copy")
+    wait_available(one, "copy")
+
+
+def test_a_clone_cannot_be_smaller(one: Engine) -> None:
+    one.call("volume.create", name="v", size_bytes=SIZE)
+    with pytest.raises(InvalidArgument):
+        one.call("volume.clone", source="v", name="copy", size_bytes=SIZE - MIB)
+    with pytest.raises(NotFound):
+        one.call("volume.show", name="copy")
