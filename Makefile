@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := build/setup.stamp
 SIZE ?= 2Gi
 
-.PHONY: demo test check proto bench clean
+.PHONY: demo test check sanity proto bench clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -18,6 +18,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sanity: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/sanity
 
 proto: $(STAMP)
 	bash .ci/proto.sh .

@@ -135,26 +135,27 @@ def rclone_server() -> S3Server:
 @functools.cache
 def versitygw_server() -> S3Server | None:
     """versitygw, if there is one."""
-    program = find_versitygw()
+    program = find_program("versitygw")
     if program is None:
         return None
     return _serve([program, "--quiet", "--port", "{address}", "--access", ACCESS, "--secret", SECRET, "posix", "{root}"])
 
 
-def find_versitygw() -> str | None:
-    """$STILLFRAME_VERSITYGW, on PATH, in /usr/local/bin, or unpacked from the archive beside $STILLFRAME_TESTBED."""
-    named = os.environ.get("STILLFRAME_VERSITYGW") or shutil.which("versitygw") or "/usr/local/bin/versitygw"
+def find_program(name: str) -> str | None:
+    """$STILLFRAME_<NAME>, on PATH, in /usr/local/bin, or unpacked from the archive beside $STILLFRAME_TESTBED."""
+    variable = f"STILLFRAME_{name.upper().replace('-', '_')}"
+    named = os.environ.get(variable) or shutil.which(name) or f"/usr/local/bin/{name}"
     if os.access(named, os.X_OK):
         return named
-    unpacked = _BUILD / "testbed" / "versitygw"
+    unpacked = _BUILD / "testbed" / name
     archive = Path(os.environ.get("STILLFRAME_TESTBED", "/nonexistent")).parent / "bin.tar.xz"
     if not unpacked.exists() and archive.exists():
         unpacked.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive) as content:
             for member in content:
-                source = content.extractfile(member) if Path(member.name).name == "versitygw" else None
+                source = content.extractfile(member) if Path(member.name).name == name else None
                 if source is not None:
-                    beside = unpacked.with_name(f"versitygw.{os.getpid()}")
+                    beside = unpacked.with_name(f"{name}.{os.getpid()}")
                     with source, beside.open("wb") as target:
                         shutil.copyfileobj(source, target)
                     beside.chmod(0o755)

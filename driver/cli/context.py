@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from driver.cli.client import Client
 from driver.cli.output import Output
+from driver.core.client import Client
 from driver.core.errors import InvalidArgument
 from driver.core.sizes import parse_size
 

@@ -21,6 +21,8 @@ def engine() -> None:
 
 
 @engine.command()
+@click.option("--node", default=lambda: os.uname().nodename, show_default="the host's name",
+              help="The node's name in handles and snapshots.")  # fmt: skip
 @click.option("--processes", type=click.IntRange(1, 8), default=PROCESSES, show_default=True, help="Processes a volume.")
 @click.option("--session-memory", type=SIZE, default="256Mi", show_default=True, help="Memory of one snapshot.")
 @click.option("--node-memory", type=SIZE, default="1Gi", show_default=True, help="Memory of all of them together.")
@@ -30,11 +32,12 @@ def engine() -> None:
               help="Seconds that a stop waits for devices in use.")  # fmt: skip
 @pass_context
 def run(
-    context: Context, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int, grace: float
-) -> None:
+    context: Context, node: str, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int,
+    grace: float,
+) -> None:  # fmt: skip
     """Run the engine in the foreground, until it is stopped (SIGTERM or `engine stop`)."""
     state = context.client.state
-    checked = Settings(state, node_memory, session_memory, spill, upload_rate, processes, grace)
+    checked = Settings(state, node_memory, session_memory, spill, upload_rate, processes, grace, node=node)
     if settings.effective_user() != 0:
         raise NotPermitted("the engine must run as root: it mounts FUSE and makes loop devices", "use sudo")
     Folder(state).engine_id()
@@ -42,7 +45,7 @@ def run(
         if not os.path.exists(device):
             raise Unsupported(f"there is no {device}", f"load the kernel module: modprobe {module}")
     arguments = [
-        "--state", str(state), "--processes", str(checked.processes),
+        "--state", str(state), "--node", checked.node, "--processes", str(checked.processes),
         "--session-memory", str(checked.session_bytes), "--node-memory", str(checked.node_bytes),
         "--spill", str(checked.spill_bytes), "--upload-rate", str(checked.upload_rate),
         "--grace", str(checked.grace_seconds),

@@ -22,6 +22,8 @@ EXIT_CODES: Final[Mapping[type[errors.StillframeError], int]] = {
     errors.Unsupported: 12,
     errors.SnapshotFailed: 13,
     errors.DeviceError: 14,
+    errors.OutOfRange: 15,
+    errors.Busy: 16,
 }
 INTERRUPTED: Final = 130
 

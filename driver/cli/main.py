@@ -9,15 +9,16 @@ from pathlib import Path
 import click
 
 from driver import __version__
-from driver.cli.client import Client
 from driver.cli.context import Context
 from driver.cli.demo import demo
 from driver.cli.engine import engine
 from driver.cli.exitcodes import INTERRUPTED, exit_code
+from driver.cli.node import node
 from driver.cli.output import Output, print_error
 from driver.cli.snapshot import snapshot
 from driver.cli.volume import volume
 from driver.core import settings
+from driver.core.client import Client
 from driver.core.errors import Internal, InvalidArgument, StillframeError
 
 
@@ -32,7 +33,7 @@ def cli(context: click.Context, state: Path | None, form: str) -> None:
     context.obj = Context(Client((state or Path(settings.state_folder())).absolute()), Output(form))
 
 
-for command in (engine, volume, snapshot, demo):
+for command in (engine, volume, snapshot, node, demo):
     cli.add_command(command)
 
 

@@ -84,5 +84,13 @@ class DeviceError(StillframeError):
     """The node's own disk answered a read or a write with an error."""
 
 
+class OutOfRange(StillframeError):
+    """A size that cannot be: between a lower and an upper bound there is none that a volume can have."""
+
+
+class Busy(StillframeError):
+    """The same operation is in hand: ask again."""
+
+
 class Internal(StillframeError):
     """A defect in Stillframe."""

@@ -96,8 +96,11 @@ class KeeperClient:
 
     def show(self, volume: str, key: str) -> dict[str, Any] | None:
         """A kept process: pid, finished, given_up, deaths."""
-        processes = self._call("show", volume=volume)[0]["processes"]
-        return next((dict(process) for process in processes if process["key"] == key), None)
+        return next((process for process in self.show_all(volume) if process["key"] == key), None)
+
+    def show_all(self, volume: str) -> list[dict[str, Any]]:
+        """All kept processes of a volume."""
+        return [dict(process) for process in self._call("show", volume=volume)[0]["processes"]]
 
     def list(self) -> dict[str, Any]:
         return self._call("list")[0]

@@ -19,7 +19,8 @@ _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
 
 @dataclass(frozen=True, slots=True)
 class VolumeRecord:
-    """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes."""
+    """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes; `formatted` once it was
+    mounted, or if it was made from something."""
 
     id: str
     name: str
@@ -30,6 +31,8 @@ class VolumeRecord:
     lineage: str
     state: str = "available"
     source_snapshot: str | None = None
+    processes: int = 0
+    formatted: bool = False
     source_volume: str | None = None
     restore_job: str | None = None
 

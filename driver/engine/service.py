@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from driver import __version__
@@ -35,7 +35,9 @@ _TRANSFER_SECONDS: Final = 20.0
 
 
 class Arguments(dict[str, Any]):
-    """A call's arguments; one that is needed and missing is an InvalidArgument."""
+    """A call's arguments; one that is needed and missing is an InvalidArgument. `fds` are closed after the call."""
+
+    fds: Sequence[int] = ()
 
     def __missing__(self, key: str) -> Any:
         raise InvalidArgument(f"the argument {key!r} is missing")
@@ -109,7 +111,8 @@ def _info(service: Service, arguments: Arguments) -> Message:
     given = service.settings
     configured = settings.repositories(given.state)
     return {
-        "version": __version__, "pid": os.getpid(), "engine_id": service.engine_id, "state": str(given.state),
+        "version": __version__, "node": service.settings.node,
+        "pid": os.getpid(), "engine_id": service.engine_id, "state": str(given.state),
         "repositories": [{"name": r.name, "url": r.url, "default": r.default} for r in configured],
         "settings": {
             "node_bytes": given.node_bytes, "session_bytes": given.session_bytes, "spill_bytes": given.spill_bytes,
@@ -128,7 +131,7 @@ def _stop(service: Service, arguments: Arguments) -> Message:
 def _create_volume(service: Service, arguments: Arguments) -> Message:
     record = service.volumes.create(
         arguments["name"], int(arguments["size_bytes"]), arguments.get("provisioning", "thick"),
-        int(arguments.get("logical_block_size", 4096)),
+        int(arguments.get("logical_block_size", 4096)), int(arguments.get("processes", 0)),
     )  # fmt: skip
     return _volume(service, record.name)
 
@@ -145,6 +148,10 @@ def _detach(service: Service, arguments: Arguments) -> Message:
     return _volume(service, service.volumes.detach(_named(service, arguments)).name)
 
 
+def _note_formatted(service: Service, arguments: Arguments) -> Message:
+    return _volume(service, service.volumes.note_formatted(_named(service, arguments)).name)
+
+
 def _grow(service: Service, arguments: Arguments) -> Message:
     return _volume(service, service.volumes.grow(_named(service, arguments), int(arguments["size_bytes"])).name)
 
@@ -157,7 +164,7 @@ def _delete_volume(service: Service, arguments: Arguments) -> Message:
 def _create_snapshot(service: Service, arguments: Arguments) -> Message:
     record = service.sessions.create(
         _named(service, arguments, "volume"), arguments.get("name"), service.repository(arguments),
-        arguments.get("on_buffer_full", "throttle"),
+        arguments.get("on_buffer_full", "throttle"), freeze=arguments.fds,
     )  # fmt: skip
     return service.sessions.describe(record)
 
@@ -165,8 +172,9 @@ def _create_snapshot(service: Service, arguments: Arguments) -> Message:
 def _create_group(service: Service, arguments: Arguments) -> Message:
     volumes = [service.volumes.name_of(volume) for volume in arguments["volumes"]]
     records = service.sessions.create_group(
-        arguments["group"], volumes, service.repository(arguments), arguments.get("on_buffer_full", "throttle")
-    )
+        arguments["group"], volumes, service.repository(arguments), arguments.get("on_buffer_full", "throttle"),
+        freeze=arguments.fds,
+    )  # fmt: skip
     return {"snapshots": [service.sessions.describe(record) for record in records]}
 
 
@@ -174,7 +182,8 @@ def _clone(service: Service, arguments: Arguments) -> Message:
     size_bytes = arguments.get("size_bytes")
     source = _named(service, arguments, "source")
     record = service.snapshots.clone(
-        source, arguments["name"], None if size_bytes is None else int(size_bytes), arguments.get("provisioning")
+        source, arguments["name"], None if size_bytes is None else int(size_bytes), arguments.get("provisioning"),
+        int(arguments.get("processes", 0)),
     )
     return service.volumes.describe(record)
 
@@ -200,6 +209,7 @@ def _restore(service: Service, arguments: Arguments) -> Message:
     job, record = service.snapshots.restore(
         arguments["snapshot"], service.repository(arguments), arguments["volume"],
         None if size_bytes is None else int(size_bytes), arguments.get("provisioning"),
+        int(arguments.get("processes", 0)),
     )  # fmt: skip
     return {"job": job, "volume": service.volumes.describe(record)}
 
@@ -222,6 +232,7 @@ CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
     "volume.attach": _attach,
     "volume.detach": _detach,
     "volume.grow": _grow,
+    "volume.note_formatted": _note_formatted,
     "volume.delete": _delete_volume,
     "volume.clone": _clone,
     "volume.capacity": _capacity,
@@ -236,7 +247,7 @@ CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
 }
 
 
-def answer(service: Service, message: Message) -> Message:
+def answer(service: Service, message: Message, fds: Sequence[int] = ()) -> Message:
     """The answer to one call. Raises nothing: a defect is an `Internal` error, its traceback goes to the log."""
     try:
         call = CALLS.get(message.get("call", ""))
@@ -245,7 +256,9 @@ def answer(service: Service, message: Message) -> Message:
         arguments = message.get("args", {})
         if not isinstance(arguments, dict):
             raise InvalidArgument("a call's args must be an object")
-        return {"result": call(service, Arguments(arguments))}
+        given = Arguments(arguments)
+        given.fds = fds
+        return {"result": call(service, given)}
     except StillframeError as error:
         return {"error": error.to_message()}
     except Exception as error:  # the outermost loop of a connection
@@ -266,8 +279,11 @@ def serve_connection(service: Service, connection: socket.socket) -> None:
                 if received is None:
                     return
                 message, fds = received
-                messages.close_all(fds)
-                messages.send(connection, answer(service, message))
+                try:
+                    result = answer(service, message, fds)
+                finally:
+                    messages.close_all(fds)
+                messages.send(connection, result)
         except (OSError, StillframeError) as error:
             say(f"a connection broke: {error}")
 

@@ -20,13 +20,16 @@ from driver.core.ids import check_name, snapshot_id
 from driver.core.sizes import UNIT_BYTES, format_size
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.records import Folder, SessionRecord, VolumeRecord
-from driver.engine.settings import SESSION_BYTES_MIN, Settings, divide
+from driver.engine.settings import SESSION_BYTES_MIN, Settings, divide, memory_for
 from driver.engine.table import RUNNING, Table, packs_role
 from driver.engine.volumes import Volumes
 from driver.engine.watcher import Watcher
+from driver.host.freeze import frozen
 from driver.transfer.packbuffer import memory_bytes
 
 _POLL_SECONDS: Final = 0.05
+_FREEZE_SECONDS: Final = 10.0
+"""How long file systems are held still at most: twice what a cut may take."""
 
 
 def member_name(group: str, volume_id: str) -> str:
@@ -94,14 +97,18 @@ class Sessions:
             "error": record.error,
             "progress": live.get("progress"),
             "session": live.get("session") or record.statistics,
-            "node": os.uname().nodename,
+            "node": self._settings.node,
             "group": record.group,
         }
 
     # --- begin
 
-    def create(self, volume: str, name: str | None, repository: str, on_full: str) -> SessionRecord:
+    def create(
+        self, volume: str, name: str | None, repository: str, on_full: str, freeze: Sequence[int] = ()
+    ) -> SessionRecord:
         """Cut the volume and start the upload; returns right after the cut. The same name gives the same snapshot.
+
+        The file systems of the descriptors `freeze` are held still over the cut.
 
         Raises FailedPrecondition (another session of the volume runs, no budget left), AlreadyExists, NotFound, and
         what the repository answers. Nothing is left behind when it raises.
@@ -112,9 +119,11 @@ class Sessions:
             known = self._known(of, name, repository)
             if known is not None:
                 return known
-            return self._create([of], [_wanted(of, name, repository, on_full)])[0]
+            return self._create([of], [_wanted(of, name, repository, on_full)], freeze)[0]
 
-    def create_group(self, group: str, volumes: Sequence[str], repository: str, on_full: str) -> list[SessionRecord]:
+    def create_group(
+        self, group: str, volumes: Sequence[str], repository: str, on_full: str, freeze: Sequence[int] = ()
+    ) -> list[SessionRecord]:
         """Cut several volumes at one instant; otherwise as `create`. The snapshots are named `<group>-<volume's id>`."""
         check_name("group snapshot", group)
         with contextlib.ExitStack() as locks:
@@ -127,14 +136,14 @@ class Sessions:
             if members and members != {v.id for v in of}:
                 raise AlreadyExists(f"group snapshot {group!r} exists, of other volumes", "take another name")
             found = [record for record in known if record is not None]
-            return found if found else self._create(of, wanted)
+            return found if found else self._create(of, wanted, freeze)
 
     def create_clone(self, volume: str, target: VolumeRecord) -> SessionRecord:
         """Cut the volume and start to copy it into `target`, which is available when the session is committed."""
         with self._volumes.locked(volume):
             of = self._volumes.record(volume)
             wanted = _wanted(of, f"clone-{target.id}", "", "throttle")
-            return self._create([of], [wanted.changed(target=target.id)])[0]
+            return self._create([of], [wanted.changed(target=target.id)], ())[0]
 
     def _known(self, of: VolumeRecord, name: str, repository: str) -> SessionRecord | None:
         """The session of that name, if it is of this volume. Raises AlreadyExists, FailedPrecondition."""
@@ -152,7 +161,9 @@ class Sessions:
             )
         return known
 
-    def _create(self, of: Sequence[VolumeRecord], wanted: Sequence[SessionRecord]) -> list[SessionRecord]:
+    def _create(
+        self, of: Sequence[VolumeRecord], wanted: Sequence[SessionRecord], freeze: Sequence[int]
+    ) -> list[SessionRecord]:
         for volume in of:
             self._check_may_begin(volume)
         admitted: list[SessionRecord] = []
@@ -160,7 +171,7 @@ class Sessions:
             for record in wanted:
                 admitted.append(self._admit(record))
                 self._announce(admitted[-1])
-            return self._begin(of, admitted)
+            return self._begin(of, admitted, freeze)
         except BaseException:
             for record in admitted:
                 self._undo(record)
@@ -176,7 +187,7 @@ class Sessions:
             spec = {
                 "repository": record.repository, "snapshot": {"id": record.id, "name": record.name},
                 "volume": {"id": record.volume_id, "name": record.volume_name}, "lineage": record.lineage,
-                "node": os.uname().nodename,
+                "node": self._settings.node,
             }  # fmt: skip
             self._transfer.ask(f"begin-{record.id}", "begin", spec)
 
@@ -186,7 +197,7 @@ class Sessions:
         Raises FailedPrecondition, or AlreadyExists if a snapshot of another volume took the name at the same moment.
         """
         with self._admission:
-            record = record.changed(budget_bytes=self._budget())
+            record = record.changed(budget_bytes=self._budget(record.size_bytes))
             if not self._table.add(record):
                 raise AlreadyExists(f"snapshot {record.name!r} is being made of another volume", "take another name")
         return record
@@ -202,8 +213,10 @@ class Sessions:
         if of.state != "available":
             raise FailedPrecondition(f"volume {of.name!r} is being restored", "wait until it is available")
 
-    def _budget(self) -> int:
-        """Bytes for one more session under the node's cap. Raises FailedPrecondition."""
+    def _budget(self, volume_bytes: int) -> int:
+        """Bytes for one more session under the node's cap: no more than its volume can need, and half of what is left, so
+        that others still find something. Raises FailedPrecondition.
+        """
         taken = sum(record.budget_bytes for record in self.all() if record.state in RUNNING)
         left = self._settings.node_bytes - taken
         if left < SESSION_BYTES_MIN:
@@ -212,16 +225,22 @@ class Sessions:
                 "that sessions may use on this node",
                 "wait until one has ended, or raise --node-memory",
             )
-        return min(left, self._settings.session_bytes)
+        share = max(left // 2, SESSION_BYTES_MIN)
+        return min(self._settings.session_bytes, share, max(memory_for(volume_bytes), SESSION_BYTES_MIN))
 
-    def _begin(self, of: Sequence[VolumeRecord], records: Sequence[SessionRecord]) -> list[SessionRecord]:
+    def _begin(
+        self, of: Sequence[VolumeRecord], records: Sequence[SessionRecord], freeze: Sequence[int]
+    ) -> list[SessionRecord]:
         """Prepare all, cut all at one instant, note all, start the work of all."""
         for volume, record in zip(of, records, strict=True):
             self._prepare(volume, record)
-        cut = self._keeper.run(
-            "cut", [volume.id for volume in of], deadline_seconds=self._settings.cut_seconds,
-            sessions={record.volume_id: self._limits(record) for record in records},
-        )["cut"]  # fmt: skip
+        with contextlib.ExitStack() as still:
+            for fd in freeze:
+                still.enter_context(frozen(f"/proc/self/fd/{fd}", _FREEZE_SECONDS))
+            cut = self._keeper.run(
+                "cut", [volume.id for volume in of], deadline_seconds=self._settings.cut_seconds,
+                sessions={record.volume_id: self._limits(record) for record in records},
+            )["cut"]  # fmt: skip
         created = datetime.fromtimestamp(cut, UTC).isoformat(timespec="microseconds")
         begun = [
             self._table.save(record.changed(state="uploading", created=created, baseline=self._table.meter(record).at_cut()))

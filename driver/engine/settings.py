@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +19,7 @@ THREADS: Final = 8
 """Request slots, and so threads, of one volume process."""
 PROCESSES: Final = min(2, os.cpu_count() or 1)
 """Volume processes of one volume: a second one is worth a third more IOPS, and takes 5 MiB and its request slots."""
+PROCESSES_MAX: Final = SLOTS_MAX // THREADS
 _PACKS_MAX: Final = 4
 CANNOT_START: Final = 78
 """Exit code of a service that would not start a second time either (EX_CONFIG, sysexits.h)."""
@@ -26,9 +27,13 @@ CANNOT_START: Final = 78
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`node_bytes` caps all sessions together, `session_bytes` and `spill_bytes` one; a rate of 0 is no limit."""
+    """`node_bytes` caps all sessions together, `session_bytes` and `spill_bytes` one; a rate of 0 is no limit.
+
+    `node` is the node's name as snapshots and volume handles have it.
+    """
 
     state: Path
+    node: str = field(default_factory=lambda: os.uname().nodename, kw_only=True)
     node_bytes: int = GIB
     session_bytes: int = 256 * MIB
     spill_bytes: int = 4 * GIB
@@ -46,8 +51,8 @@ class Settings:
             raise InvalidArgument(f"a spill of {format_size(self.spill_bytes)} is out of bounds", "use 0 to 4Gi")
         if self.node_bytes < self.session_bytes:
             raise InvalidArgument("the node's cap is below one session's memory", "raise --node-memory")
-        if not 1 <= self.processes <= SLOTS_MAX // THREADS:
-            raise InvalidArgument(f"{self.processes} processes a volume", f"use 1 to {SLOTS_MAX // THREADS}")
+        if not 1 <= self.processes <= PROCESSES_MAX:
+            raise InvalidArgument(f"{self.processes} processes a volume", f"use 1 to {PROCESSES_MAX}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +69,17 @@ def divide(session_bytes: int) -> Budget:
     return Budget(packs, (session_bytes - packs * BUFFER_BYTES) // UNIT_BYTES)
 
 
+def memory_for(volume_bytes: int) -> int:
+    """The most that a session of a volume of that size can make use of."""
+    return volume_bytes + _PACKS_MAX * BUFFER_BYTES
+
+
 def parser() -> argparse.ArgumentParser:
     """The engine service's command line."""
     options = argparse.ArgumentParser(prog="stillframe-engine", allow_abbrev=False)
     options.add_argument("--state", required=True)
     options.add_argument("--keeper", type=int, required=True, help="descriptor of the socket to the keeper")
+    options.add_argument("--node", default=os.uname().nodename)
     options.add_argument("--node-memory", default="1Gi")
     options.add_argument("--session-memory", default="256Mi")
     options.add_argument("--spill", default="4Gi")
@@ -83,6 +94,7 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, int]:
     given = parser().parse_args(arguments)
     settings = Settings(
         state=Path(given.state),
+        node=given.node,
         node_bytes=parse_size(given.node_memory),
         session_bytes=parse_size(given.session_memory),
         spill_bytes=parse_size(given.spill),

@@ -70,8 +70,9 @@ class Snapshots:
         return found["handle"].rpartition(":")[0] or repository, found
 
     def restore(
-        self, snapshot: str, repository: str, volume: str, size_bytes: int | None, provisioning: str | None
-    ) -> tuple[str, VolumeRecord]:
+        self, snapshot: str, repository: str, volume: str, size_bytes: int | None, provisioning: str | None,
+        processes: int = 0,
+    ) -> tuple[str, VolumeRecord]:  # fmt: skip
         """Start to make a new volume of a snapshot; the job, and the volume, which is `restoring` until it has ended.
 
         Raises InvalidArgument for a size below the snapshot's, AlreadyExists, OutOfSpace, NotFound.
@@ -86,9 +87,10 @@ class Snapshots:
         job = new_id()
         source = {
             "lineage": found["lineage"], "state": "restoring", "source_snapshot": found["handle"], "restore_job": job,
+            "formatted": True,
         }  # fmt: skip
         record = self._volumes.create(
-            volume, size_bytes, provisioning or "thick", found["logical_block_size"], **source
+            volume, size_bytes, provisioning or "thick", found["logical_block_size"], processes, **source
         )
         try:
             backing = disks.open_direct(self._volumes.disk(record), record.logical_block_size)
@@ -99,7 +101,9 @@ class Snapshots:
             raise
         return job, record
 
-    def clone(self, source: str, name: str, size_bytes: int | None, provisioning: str | None) -> VolumeRecord:
+    def clone(
+        self, source: str, name: str, size_bytes: int | None, provisioning: str | None, processes: int = 0
+    ) -> VolumeRecord:
         """Start to make a new volume of what another one is now; it is `restoring` until that is done, or gone if it fails.
 
         Raises InvalidArgument for a size below the source's, AlreadyExists, OutOfSpace, NotFound, FailedPrecondition.
@@ -112,8 +116,8 @@ class Snapshots:
                 f"ask for at least {of.size_bytes} bytes",
             )
         target = self._volumes.create(
-            name, size_bytes, provisioning or of.provisioning, of.logical_block_size, lineage=of.lineage,
-            state="restoring", source_volume=of.id,
+            name, size_bytes, provisioning or of.provisioning, of.logical_block_size, processes, lineage=of.lineage,
+            state="restoring", source_volume=of.id, formatted=True,
         )  # fmt: skip
         try:
             self._sessions.create_clone(source, target)

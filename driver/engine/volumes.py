@@ -17,7 +17,7 @@ from driver.core.ids import check_name, is_id, new_id
 from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, format_size, volume_size
 from driver.engine.clients import KeeperClient
 from driver.engine.records import Folder, VolumeRecord
-from driver.engine.settings import THREADS, Settings
+from driver.engine.settings import PROCESSES_MAX, THREADS, Settings
 from driver.host import disks, files
 from driver.volume.layout import create_memory
 
@@ -110,9 +110,30 @@ class Volumes:
                 "lineage": record.lineage,
                 "source_snapshot": record.source_snapshot,
                 "source_volume": record.source_volume,
+                "restore_job": record.restore_job,
                 "snapshot_in_progress": self.session_of(record.id),
+                "formatted": record.formatted,
+                "conditions": self._conditions(record, attached=attached),
             }
         raise NotFound(f"volume {record.name!r} was deleted meanwhile")
+
+    def _conditions(self, record: VolumeRecord, *, attached: bool) -> list[dict[str, str]]:
+        """What ails a volume: a kind (inaccessible, data_loss), a word, and what to do. Raises FileNotFoundError."""
+        found = []
+        held = os.stat(self.disk(record)).st_size
+        if held < record.size_bytes:
+            text = f"its file has {format_size(held)} of {format_size(record.size_bytes)}: restore it from a snapshot"
+            found.append({"kind": "data_loss", "reason": "BackingFileTruncated", "message": text})
+        if attached and any(process["given_up"] for process in self._keeper.show_all(record.id)):
+            text = "its process died again and again, so that its device is dead: detach it and attach it again"
+            found.append({"kind": "inaccessible", "reason": "DeviceDead", "message": text})
+        return found
+
+    def note_formatted(self, name: str) -> VolumeRecord:
+        """Note, durably, that the volume was mounted: from now on what is on it is somebody's data."""
+        with self.locked(name):
+            record = self.record(name)
+            return record if record.formatted else self.save(record.changed(formatted=True))
 
     # --- paths
 
@@ -131,18 +152,26 @@ class Volumes:
     def _label(self, record: VolumeRecord) -> str:
         return f"sf:{self._engine_id}:{record.id}"
 
+    def _processes(self, record: VolumeRecord) -> int:
+        return record.processes or self._settings.processes
+
     # --- operations
 
     def create(
-        self, name: str, size_bytes: int, provisioning: str, logical_block_size: int, **source: Any
+        self, name: str, size_bytes: int, provisioning: str, logical_block_size: int, processes: int = 0, **source: Any
     ) -> VolumeRecord:
-        """A new volume, or the one that has this name and these properties already. Raises AlreadyExists, OutOfSpace."""
+        """A new volume, or the one that has this name and these properties already; `processes` 0 is the engine's default.
+
+        Raises AlreadyExists, OutOfSpace, InvalidArgument.
+        """
         check_name("volume", name)
         size_bytes = volume_size(size_bytes)
         if provisioning not in ("thick", "thin"):
             raise InvalidArgument(f"{provisioning!r} is no provisioning", "use thick or thin")
         if logical_block_size not in (512, 4096):
             raise InvalidArgument(f"logical blocks of {logical_block_size} bytes", "use 512 or 4096")
+        if not 0 <= processes <= PROCESSES_MAX:
+            raise InvalidArgument(f"{processes} processes a volume", f"use 1 to {PROCESSES_MAX}")
         with self.locked(name):
             with self._table:
                 known = self._records.get(name)
@@ -158,7 +187,8 @@ class Volumes:
             volume_id = new_id()
             record = VolumeRecord(
                 id=volume_id, name=name, size_bytes=size_bytes, provisioning=provisioning,
-                logical_block_size=logical_block_size, created=datetime.now(UTC).isoformat(timespec="seconds"),
+                logical_block_size=logical_block_size, processes=processes,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
                 **{"lineage": volume_id, **source},
             )  # fmt: skip
             self._folder.volume_folder(volume_id).mkdir(mode=0o700)
@@ -181,7 +211,7 @@ class Volumes:
         spill = self._folder.volume_folder(record.id) / "spill"
         fds = {
             "memory": create_memory(
-                record.size_bytes, record.provisioning == "thin", THREADS * self._settings.processes
+                record.size_bytes, record.provisioning == "thin", THREADS * self._processes(record)
             )
         }
         try:
@@ -230,7 +260,7 @@ class Volumes:
         finally:
             os.close(fuse)
         self._keeper.run("mount", [record.id], file=self._file(record))
-        for number in range(self._settings.processes):
+        for number in range(self._processes(record)):
             argument = {"first_slot": number * THREADS, "slots": THREADS}
             self._keeper.keep(record.id, f"serve-{number}", "serve", argument)
         self._keeper.run(
@@ -242,7 +272,7 @@ class Volumes:
         self._keeper.run(
             "detach", [], file=self._file(record), node=self._node(record), record=self._device_record(record)
         )
-        for number in range(self._settings.processes):
+        for number in range(self._processes(record)):
             self._keeper.unkeep(record.id, f"serve-{number}")
         self._keeper.drop(record.id, ["fuse"])
         self.close(record)

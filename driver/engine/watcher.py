@@ -231,7 +231,7 @@ class Watcher:
                         "id": record.volume_id, "name": record.volume_name, "size_bytes": record.size_bytes,
                         "logical_block_size": record.logical_block_size,
                     },
-                    "lineage": record.lineage, "node": os.uname().nodename,
+                    "lineage": record.lineage, "node": self._settings.node,
                     "upload_rate_bytes": self._settings.upload_rate,
                     "statistics_path": str(self._statistics(record)), "group": record.group,
                 },

@@ -6,13 +6,29 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from driver.core.errors import DeviceError, Unsupported
 
 
-def run(command: Sequence[str], seconds: float = 300.0) -> str:
-    """The output of a program. Raises Unsupported if it is not installed, DeviceError if it fails or takes too long."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A program's exit code (negative: the signal that ended it) and its output."""
+
+    command: str
+    code: int
+    output: str
+    errors: str
+
+    def failed(self) -> DeviceError:
+        """The error that a caller raises who makes nothing of the exit code."""
+        said = " ".join((self.errors or self.output).split())
+        return DeviceError(f"{self.command} ended with {self.code}: {said}")
+
+
+def finish(command: Sequence[str], seconds: float = 300.0) -> Ended:
+    """Run a program whose exit code says more than success. Raises Unsupported, or DeviceError if it takes too long."""
     if shutil.which(command[0]) is None:
         raise Unsupported(f"the program {command[0]} is not installed", "install it, then try again")
     try:
@@ -21,10 +37,15 @@ def run(command: Sequence[str], seconds: float = 300.0) -> str:
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(f"{' '.join(command)} took over {seconds:.0f} s") from None
-    if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise DeviceError(f"{' '.join(command)} ended with {done.returncode}: {said}")
-    return done.stdout
+    return Ended(" ".join(command), done.returncode, done.stdout, done.stderr)
+
+
+def run(command: Sequence[str], seconds: float = 300.0) -> str:
+    """The output of a program. Raises Unsupported if it is not installed, DeviceError if it fails or takes too long."""
+    ended = finish(command, seconds)
+    if ended.code != 0:
+        raise ended.failed()
+    return ended.output
 
 
 class Background:

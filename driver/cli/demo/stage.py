@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from driver.cli.client import Client
+from driver.core.client import Client
 from driver.core.errors import EngineUnavailable, StillframeError
 from driver.host.run import Background, run
 

@@ -1,9 +1,9 @@
-"""Calls to the engine service, one connection each. Any thread of a command."""
+"""Calls to the engine service, one connection each, for the command line and the node plugin. Any thread."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,8 +22,9 @@ class Client:
     def __init__(self, state: Path) -> None:
         self.state = state
 
-    def call(self, call: str, **arguments: Any) -> Result:
-        """The result of a call. Raises EngineUnavailable, NotPermitted, and what the engine answers."""
+    def call(self, call: str, fds: Sequence[int] = (), **arguments: Any) -> Result:
+        """The result of a call, with which duplicates of `fds` go. Raises EngineUnavailable, NotPermitted, and what the
+        engine answers."""
         path = self.state / "run" / "engine.sock"
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(_SECONDS)
@@ -39,7 +40,7 @@ class Client:
             ) from None
         with connection:
             given = {key: value for key, value in arguments.items() if value is not None}
-            return dict(messages.call(connection, {"call": call, "args": given})[0]["result"])
+            return dict(messages.call(connection, {"call": call, "args": given}, fds)[0]["result"])
 
     def follow_job(self, job: str, on_progress: Callable[[Result], None]) -> Result:
         """Wait for a job's end: its result. Raises what it failed with."""

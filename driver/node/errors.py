@@ -1,0 +1,40 @@
+"""What each domain error is to CSI: one table of gRPC codes, and how a call ends with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+import grpc
+
+from driver.core import errors
+
+CODES: Final[Mapping[type[errors.StillframeError], grpc.StatusCode]] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.Busy: grpc.StatusCode.ABORTED,
+    errors.RepositoryUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.AccessDenied: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.DataCorrupt: grpc.StatusCode.DATA_LOSS,
+    errors.EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.NotPermitted: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unsupported: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SnapshotFailed: grpc.StatusCode.INTERNAL,
+    errors.DeviceError: grpc.StatusCode.INTERNAL,
+    errors.Internal: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(error: errors.StillframeError) -> grpc.StatusCode:
+    """INTERNAL for a class that is not in the table."""
+    return CODES.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+def abort(context: grpc.ServicerContext, error: errors.StillframeError) -> NoReturn:
+    """End the call with the error's code; what was wrong and what to do are its message."""
+    context.abort(code_of(error), f"{error.message}; {error.hint}" if error.hint else error.message)
+    raise AssertionError("abort returned")

@@ -1,0 +1,121 @@
+"""CSI GroupController: snapshots of several volumes of this node, cut at one instant. gRPC's threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from csi import csi_pb2, csi_pb2_grpc
+from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from driver.node import parameters
+from driver.node.here import Here
+from driver.node.names import engine_name, group_handle, parse_handle
+from driver.node.snapshots import BEFORE_THE_CUT, READY, check_alive, created, everything, file_systems, snapshot_of
+
+_Rpc = csi_pb2.GroupControllerServiceCapability.RPC
+
+
+class GroupController(csi_pb2_grpc.GroupControllerServicer):
+    """Create, delete and look up."""
+
+    def __init__(self, here: Here) -> None:
+        self._here = here
+
+    def GroupControllerGetCapabilities(  # noqa: N802
+        self, request: csi_pb2.GroupControllerGetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GroupControllerGetCapabilitiesResponse:
+        rpc = _Rpc(type=_Rpc.CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT)
+        return csi_pb2.GroupControllerGetCapabilitiesResponse(
+            capabilities=[csi_pb2.GroupControllerServiceCapability(rpc=rpc)]
+        )
+
+    def CreateVolumeGroupSnapshot(  # noqa: N802
+        self, request: csi_pb2.CreateVolumeGroupSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.CreateVolumeGroupSnapshotResponse:
+        """The group of that name, cut now if there is none. Raises InvalidArgument for volumes of several nodes."""
+        name = engine_name(request.name)
+        if not request.source_volume_ids:
+            raise InvalidArgument("the source volume ids are missing")
+        volumes = [self._volume(handle) for handle in request.source_volume_ids]
+        given = parameters.of_snapshot(request.parameters)
+        with self._here.operations.on(f"group snapshot {name}"):
+            try:
+                with file_systems(self._here, volumes, wanted=given.freeze) as fds:
+                    members = self._here.engine.call(
+                        "snapshot.create_group", fds, group=name, volumes=volumes, repository=given.repository,
+                        on_buffer_full=given.on_buffer_full,
+                    )["snapshots"]  # fmt: skip
+            except BEFORE_THE_CUT as error:
+                raise FailedPrecondition(error.message, error.hint) from error
+        for member in members:
+            check_alive(member)
+        return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=_group_of(members))
+
+    def _volume(self, handle: str) -> str:
+        parsed = parse_handle("volume", handle)
+        if parsed.where != self._here.node:
+            raise InvalidArgument(
+                f"volume {handle!r} is on node {parsed.where!r}, others of the group are on {self._here.node!r}",
+                "a group is cut at one instant, which only volumes of one node can be: make a group for each node",
+            )
+        return parsed.id
+
+    def DeleteVolumeGroupSnapshot(  # noqa: N802
+        self, request: csi_pb2.DeleteVolumeGroupSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.DeleteVolumeGroupSnapshotResponse:
+        """Delete all members. Nothing happens to what is gone."""
+        if not request.group_snapshot_id:
+            raise InvalidArgument("the group snapshot id is missing")
+        with self._here.operations.on(f"group snapshot {request.group_snapshot_id}"):
+            members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
+            self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
+            for handle in members:
+                try:
+                    self._here.engine.call("snapshot.delete", snapshot=handle)
+                except NotFound:
+                    continue
+        return csi_pb2.DeleteVolumeGroupSnapshotResponse()
+
+    def GetVolumeGroupSnapshot(  # noqa: N802
+        self, request: csi_pb2.GetVolumeGroupSnapshotRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetVolumeGroupSnapshotResponse:
+        if not request.group_snapshot_id:
+            raise InvalidArgument("the group snapshot id is missing")
+        members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
+        if not members:
+            raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}")
+        self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
+        for member in members.values():
+            check_alive(member)
+        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=_group_of(list(members.values())))
+
+    def _members(self, handle: str) -> list[dict[str, Any]]:
+        """What belongs to the group, by this node's records and by its repositories."""
+        return [
+            item for item in everything(self._here)
+            if item["group"] and item["state"] != "deleted" and group_handle(item["repository"], item["group"]) == handle
+        ]  # fmt: skip
+
+    def _check_members(self, group: str, given: Sequence[str], members: dict[str, Any]) -> None:
+        """Raises InvalidArgument for a snapshot that is there and belongs elsewhere."""
+        for handle in given:
+            if handle in members:
+                continue
+            try:
+                found = self._here.engine.call("snapshot.show", snapshot=str(parse_handle("snapshot", handle)))
+            except NotFound:
+                continue
+            if found["state"] == "deleted":
+                continue
+            raise InvalidArgument(f"snapshot {handle!r} is no member of group snapshot {group!r}")
+
+
+def _group_of(members: Sequence[dict[str, Any]]) -> csi_pb2.VolumeGroupSnapshot:
+    return csi_pb2.VolumeGroupSnapshot(
+        group_snapshot_id=group_handle(members[0]["repository"], members[0]["group"]),
+        snapshots=[snapshot_of(member) for member in members],
+        creation_time=created(members[0]),
+        ready_to_use=all(member["state"] == READY for member in members),
+    )

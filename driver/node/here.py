@@ -1,0 +1,64 @@
+"""What every call needs: this node's name, its engine, what is in hand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+
+from csi import csi_pb2
+from driver.core.client import Client
+from driver.core.errors import NotFound
+from driver.node.names import TOPOLOGY_KEY, Handle, parse_handle
+from driver.node.operations import Operations
+
+_SPARE_SECONDS: Final = 0.5
+_WAIT_SECONDS_MAX: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """One node. `engine` may be down; calls to it raise EngineUnavailable then."""
+
+    node: str
+    engine: Client
+    operations: Operations = field(default_factory=Operations)
+
+    def topology(self) -> csi_pb2.Topology:
+        """Where this node's volumes can be used."""
+        return csi_pb2.Topology(segments={TOPOLOGY_KEY: self.node})
+
+    def is_at(self, topology: csi_pb2.Topology) -> bool:
+        """Whether a topology means this node, or says nothing of nodes."""
+        return topology.segments.get(TOPOLOGY_KEY, self.node) == self.node
+
+    def handle(self, volume_id: str) -> str:
+        """The handle of a volume of this node."""
+        return str(Handle(self.node, volume_id))
+
+    def parse(self, volume_handle: str) -> str:
+        """The engine's id of a volume of this node. Raises InvalidArgument, NotFound."""
+        handle = parse_handle("volume", volume_handle)
+        if handle.where != self.node:
+            raise NotFound(f"volume {volume_handle!r} is on node {handle.where!r}, not on {self.node!r}")
+        return handle.id
+
+    def volume(self, volume_handle: str) -> dict[str, Any]:
+        """What the engine says of a volume. Raises InvalidArgument, NotFound, EngineUnavailable."""
+        return self.engine.call("volume.show", name=self.parse(volume_handle))
+
+
+def time_left(context: grpc.ServicerContext) -> float:
+    """Seconds that a call may still wait for something, with some to spare for its answer; 0 once it is cancelled."""
+    left = context.time_remaining()
+    if not context.is_active():
+        return 0.0
+    return max(0.0, _WAIT_SECONDS_MAX if left is None else left - _SPARE_SECONDS)
+
+
+def wait(context: grpc.ServicerContext, seconds: float) -> bool:
+    """Sleep, or less if the call's time is up. False if it is."""
+    time.sleep(min(seconds, time_left(context)))
+    return time_left(context) > 0

@@ -1,0 +1,292 @@
+"""CSI's Node on real kernels: staging, publishing, growing, measuring; in any order, after any death."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from csi import csi_pb2
+from driver.core.sizes import MIB
+from driver.host import mountinfo
+from tests.engines import Engine, engine, run
+from tests.plugins import MODE, Plugin, block_capability, mount_capability, plugin
+
+SIZE = 64 * MIB
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Engine]:
+    with engine() as running:
+        yield running
+
+
+@pytest.fixture
+def one(made: Engine) -> Iterator[Plugin]:
+    with plugin(made) as running:
+        yield running
+
+
+def fails(code: str, call: Callable[[], Any]) -> str:
+    """The message of a call that must fail with that code."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    assert raised.value.code().name == code, raised.value
+    return str(raised.value.details())
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs", ""])
+def test_a_file_system_from_class_to_pod_and_back(one: Plugin, fs_type: str) -> None:
+    capability = mount_capability(fs_type, flags=["noatime"])
+    volume = one.create(f"files-{fs_type}", SIZE, capability)
+    size = 300 * MIB if fs_type == "xfs" else SIZE
+    assert one.engine.call("volume.show", name=volume.rpartition(":")[2])["size_bytes"] == size
+    for _ in range(2):
+        staged = one.stage(volume, capability)
+    assert mountinfo.mounts_at(str(staged))[-1].fstype == (fs_type or "ext4")
+    for _ in range(2):
+        target = one.publish(volume, "pod-1", capability)
+    (target / "file").write_bytes(b"x" * MIB)
+    assert "noatime" in mountinfo.mounts_at(str(target))[-1].options
+    read_only = one.publish(volume, "pod-2", capability, readonly=True)
+    assert (read_only / "file").read_bytes() == b"x" * MIB
+    with pytest.raises(OSError, match="Read-only"):
+        (read_only / "other").touch()
+    fails("ALREADY_EXISTS", lambda: one.publish(volume, "pod-2", capability))
+    fails("FAILED_PRECONDITION", lambda: one.unstage(volume))
+    for path in (target, read_only):
+        for _ in range(2):
+            one.unpublish(volume, path)
+        assert not path.exists()
+    for _ in range(2):
+        one.unstage(volume)
+    assert not one.engine.call("volume.show", name=volume.rpartition(":")[2])["attached"]
+    staged = one.stage(volume, capability)
+    assert (staged / "file").read_bytes() == b"x" * MIB
+    one.unstage(volume)
+
+
+def test_a_raw_block_volume(one: Plugin) -> None:
+    volume = one.create("raw", SIZE, block_capability())
+    one.stage(volume, block_capability())
+    for _ in range(2):
+        target = one.publish(volume, "pod-raw", block_capability())
+    run("dd", "if=/dev/urandom", f"of={target}", "bs=1M", "count=8", "oflag=direct", "status=none")
+    assert run("blockdev", "--getsize64", str(target)).strip() == str(SIZE)
+    stats = one.node.NodeGetVolumeStats(csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume, volume_path=str(target)))
+    assert [(usage.total, usage.unit) for usage in stats.usage] == [(SIZE, csi_pb2.VolumeUsage.BYTES)]
+    one.unpublish(volume, target)
+    assert not target.exists()
+    one.unstage(volume)
+
+
+def test_one_pod_only_means_one_pod(one: Plugin) -> None:
+    for capability in (
+        mount_capability(mode=MODE.SINGLE_NODE_SINGLE_WRITER), block_capability(MODE.SINGLE_NODE_SINGLE_WRITER)
+    ):  # fmt: skip
+        kind = capability.WhichOneof("access_type")
+        volume = one.create(f"alone-{kind}", SIZE, capability)
+        one.stage(volume, capability)
+        target = one.publish(volume, f"{kind}-1", capability)
+        one.publish(volume, f"{kind}-1", capability)
+        fails("FAILED_PRECONDITION", lambda: one.publish(volume, f"{kind}-2", capability))  # noqa: B023
+        one.unpublish(volume, target)
+        other = one.publish(volume, f"{kind}-2", capability)
+        one.unpublish(volume, other)
+        one.unstage(volume)
+
+
+def test_what_is_on_a_disk_is_never_formatted_over(one: Plugin) -> None:
+    volume = one.create("data", 5 * SIZE)
+    number = volume.rpartition(":")[2]
+    device = one.engine.call("volume.attach", name=number)["device"]
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+    content = Path(device).read_bytes()
+    assert "not formatted over" in fails("FAILED_PRECONDITION", lambda: one.stage(volume))
+    assert Path(device).read_bytes() == content
+    run("wipefs", "-aq", device)
+    run("blkdiscard", "-z", device)
+    run("mkfs.ext4", "-q", device)
+    xfs = mount_capability("xfs")
+    assert "ext4" in fails("FAILED_PRECONDITION", lambda: one.stage(volume, xfs))
+    one.stage(volume)
+    one.unstage(volume)
+
+
+def test_mkfs_options_come_from_the_class(one: Plugin) -> None:
+    request = csi_pb2.CreateVolumeRequest(
+        name="inodes", volume_capabilities=[mount_capability()], parameters={"mkfsOptions": "-N 4096"},
+        capacity_range=csi_pb2.CapacityRange(required_bytes=SIZE),
+    )  # fmt: skip
+    volume = one.controller.CreateVolume(request).volume
+    staged = one.stage(volume.volume_id, **volume.volume_context)
+    assert os.statvfs(staged).f_files == 4096
+    one.unstage(volume.volume_id)
+
+
+def test_a_restore_into_a_larger_volume_is_grown_when_it_is_staged(one: Plugin) -> None:
+    for fs_type, size in (("ext4", SIZE), ("xfs", 300 * MIB)):
+        capability = mount_capability(fs_type)
+        volume = one.create(f"small-{fs_type}", size, capability)
+        staged = one.stage(volume, capability)
+        (staged / "file").write_text("kept")
+        os.sync()
+        snapshot = one.snapshot(volume, f"small-{fs_type}-1")
+        source = csi_pb2.VolumeContentSource(
+            snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.snapshot_id)
+        )
+        larger = one.create(f"large-{fs_type}", 2 * size, capability, volume_content_source=source)
+        path = one.stage(larger, capability)  # beside its origin: xfs with the same uuid
+        assert (path / "file").read_text() == "kept"
+        status = os.statvfs(path)
+        assert status.f_blocks * status.f_frsize > 1.6 * size
+        one.unstage(larger)
+        one.unstage(volume)
+
+
+def test_a_file_system_grows_while_it_is_used(one: Plugin) -> None:
+    capability = mount_capability("xfs")
+    volume = one.create("growing", 300 * MIB, capability)
+    staged = one.stage(volume, capability)
+    target = one.publish(volume, "pod-growing", capability)
+    expand = csi_pb2.ControllerExpandVolumeRequest(
+        volume_id=volume, capacity_range=csi_pb2.CapacityRange(required_bytes=400 * MIB), volume_capability=capability
+    )
+    too_early = csi_pb2.NodeExpandVolumeRequest(
+        volume_id=volume, volume_path=str(target), capacity_range=csi_pb2.CapacityRange(required_bytes=400 * MIB)
+    )
+    fails("OUT_OF_RANGE", lambda: one.node.NodeExpandVolume(too_early))
+    for _ in range(2):
+        answer = one.controller.ControllerExpandVolume(expand)
+        assert (answer.capacity_bytes, answer.node_expansion_required) == (400 * MIB, True)
+        assert one.node.NodeExpandVolume(too_early).capacity_bytes == 400 * MIB
+    status = os.statvfs(staged)
+    assert status.f_blocks * status.f_frsize > 330 * MIB
+    stats = one.node.NodeGetVolumeStats(csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume, volume_path=str(target)))
+    by_unit = {usage.unit: usage for usage in stats.usage}
+    assert by_unit[csi_pb2.VolumeUsage.BYTES].total > 330 * MIB
+    assert by_unit[csi_pb2.VolumeUsage.INODES].total > 1000
+    one.unpublish(volume, target)
+    one.unstage(volume)
+
+
+def test_a_frozen_snapshot_needs_no_journal(one: Plugin) -> None:
+    """With freeze, the file system's own view was complete at the cut: the restored copy's journal is clean."""
+    volume = one.create("frozen", SIZE)
+    staged = one.stage(volume)
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            (staged / f"file-{number % 50}").write_bytes(os.urandom(4096))
+            number += 1
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        time.sleep(0.3)
+        needs = {}
+        for freeze in ("false", "true"):
+            snapshot = one.snapshot(volume, f"frozen-{freeze}", freeze=freeze)
+            source = csi_pb2.VolumeContentSource(
+                snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.snapshot_id)
+            )
+            copy = one.create(f"copy-{freeze}", SIZE, volume_content_source=source).rpartition(":")[2]
+            device = one.engine.call("volume.attach", name=copy)["device"]
+            needs[freeze] = "needs_recovery" in run("dumpe2fs", "-h", device)
+            one.engine.call("volume.detach", name=copy)
+        before = len(list(staged.iterdir()))
+    finally:
+        stop.set()
+        writing.join(10)
+    assert not writing.is_alive(), "the file system stayed frozen"
+    assert before > 0
+    assert needs == {"false": True, "true": False}
+    one.unstage(volume)
+
+
+def test_a_dead_device_is_reported_and_staged_again(made: Engine) -> None:
+    """The engine died with mounts on its devices: unpublish and unstage succeed, publish stages anew."""
+    with engine() as own, plugin(own) as one:
+        volume = one.create("dead", SIZE)
+        staged = one.stage(volume)
+        target = one.publish(volume, "pod-dead")
+        (target / "file").write_text("flushed")
+        os.sync()
+        health = csi_pb2.NodeGetVolumeHealthRequest(volume_id=volume, staging_target_path=str(staged))
+        assert not one.node.NodeGetVolumeHealth(health).volume_health.health_statuses
+        own.kill()
+        fails("UNAVAILABLE", lambda: one.node.NodeGetVolumeHealth(health))
+        assert not one.identity.Probe(csi_pb2.ProbeRequest()).ready.value
+        assert one.node.NodeGetInfo(csi_pb2.NodeGetInfoRequest()).node_id
+        own.start()
+        assert one.identity.Probe(csi_pb2.ProbeRequest()).ready.value
+        with contextlib.suppress(OSError):
+            (target / "noise").write_text("x")
+        statuses = one.node.NodeGetVolumeHealth(health).volume_health.health_statuses
+        assert [(status.status, status.reason) for status in statuses] == [(csi_pb2.INACCESSIBLE, "MountDead")]
+        one.unpublish(volume, target)
+        target = one.publish(volume, "pod-dead")
+        assert (target / "file").read_text() == "flushed"
+        assert not one.node.NodeGetVolumeHealth(health).volume_health.health_statuses
+        one.unpublish(volume, target)
+        one.unstage(volume)
+
+
+@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
+def test_every_node_call_may_be_cut_short_and_made_again(made: Engine, fs_type: str) -> None:
+    capability = mount_capability(fs_type)
+    one = Plugin(made)
+    try:
+        one.start()
+        volume = one.create(f"cut-short-{fs_type}", SIZE, capability)
+        target = one.folder / "pods" / f"pod-{fs_type}" / "volume"
+        steps: list[Callable[[], Any]] = [
+            lambda: one.stage(volume, capability), lambda: one.publish(volume, f"pod-{fs_type}", capability),
+            lambda: one.unpublish(volume, target), lambda: one.unstage(volume),
+        ]  # fmt: skip
+        for round_ in range(8):
+            for step in steps:
+                def ask(step: Callable[[], Any] = step) -> None:
+                    with contextlib.suppress(grpc.RpcError, ValueError):
+                        step()
+
+                asking = threading.Thread(target=ask)
+                asking.start()
+                time.sleep(0.012 * round_)
+                assert one.process is not None
+                one.process.kill()
+                asking.join(30)
+                one.kill()
+                one.start()
+                _wait_for_programs()
+                step()
+                if step is steps[1]:
+                    (target / f"file-{round_}").write_text("kept")
+                    kept = [(target / f"file-{number}").read_text() for number in range(round_ + 1)]
+                    assert kept == ["kept"] * (round_ + 1)
+        assert not target.exists()
+        assert not made.call("volume.show", name=volume.rpartition(":")[2])["attached"]
+    except BaseException:
+        print(one.log.read_text())
+        raise
+    finally:
+        one.kill()
+        one.unmount_all()
+
+
+def _wait_for_programs() -> None:
+    """Programs that the killed plugin had started go on without it; kubelet comes again later than we do."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["pgrep", "-x", "mkfs.ext4|mkfs.xfs|e2fsck"], capture_output=True, check=False).returncode == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,261 @@
+"""CSI's Controller on a real engine: volumes, from nothing, from snapshots, from each other."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from csi import csi_pb2
+from driver.core.sizes import GIB, MIB
+from driver.node.names import TOPOLOGY_KEY
+from tests.engines import engine, run
+from tests.oracle import read_device
+from tests.plugins import Plugin, block_capability, mount_capability, plugin
+
+SIZE = 32 * MIB
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Plugin]:
+    with engine() as made, plugin(made) as running:
+        yield running
+
+
+def code(call: Any, request: Any) -> grpc.StatusCode:
+    """What a call that must fail fails with."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call(request, timeout=30)
+    return raised.value.code()
+
+
+def attached(one: Plugin, volume: str) -> str:
+    return str(one.engine.call("volume.attach", name=volume.rpartition(":")[2])["device"])
+
+
+def test_the_same_name_is_the_same_volume(one: Plugin) -> None:
+    volume = one.create("same", SIZE)
+    assert one.create("same", SIZE) == volume
+    wider = csi_pb2.CreateVolumeRequest(
+        name="same", volume_capabilities=[mount_capability()],
+        capacity_range=csi_pb2.CapacityRange(required_bytes=MIB, limit_bytes=GIB),
+    )  # fmt: skip
+    assert one.controller.CreateVolume(wider).volume.volume_id == volume
+    other = csi_pb2.CreateVolumeRequest(
+        name="same", volume_capabilities=[mount_capability()], capacity_range=csi_pb2.CapacityRange(required_bytes=2 * SIZE)
+    )
+    assert code(one.controller.CreateVolume, other) is grpc.StatusCode.ALREADY_EXISTS
+    thin = csi_pb2.CreateVolumeRequest(
+        name="same", volume_capabilities=[mount_capability()], parameters={"provisioning": "thin"}
+    )
+    assert code(one.controller.CreateVolume, thin) is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_a_volume_lies_on_its_node_and_nowhere_else(one: Plugin) -> None:
+    node = one.node.NodeGetInfo(csi_pb2.NodeGetInfoRequest())
+    here, there = node.accessible_topology, csi_pb2.Topology(segments={TOPOLOGY_KEY: "elsewhere"})
+    request = csi_pb2.CreateVolumeRequest(
+        name="placed", volume_capabilities=[mount_capability()], capacity_range=csi_pb2.CapacityRange(required_bytes=SIZE),
+        accessibility_requirements=csi_pb2.TopologyRequirement(requisite=[there]),
+    )  # fmt: skip
+    assert code(one.controller.CreateVolume, request) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    request.accessibility_requirements.requisite.append(here)
+    assert list(one.controller.CreateVolume(request).volume.accessible_topology) == [here]
+    assert one.controller.GetCapacity(csi_pb2.GetCapacityRequest(accessible_topology=there)).available_capacity == 0
+    free = os.statvfs(one.engine.state)
+    given = {"csi.storage.k8s.io/fstype": "ext4", "anything": "else"}
+    found = one.controller.GetCapacity(csi_pb2.GetCapacityRequest(accessible_topology=here, parameters=given))
+    assert 0.8 < found.available_capacity / (free.f_bavail * free.f_frsize) < 1.2
+
+
+def test_what_cannot_be_is_refused_with_the_right_code(one: Plugin) -> None:
+    def wrong(**fields: Any) -> grpc.StatusCode:
+        request = csi_pb2.CreateVolumeRequest(name="wrong", volume_capabilities=[mount_capability()])
+        request.MergeFrom(csi_pb2.CreateVolumeRequest(**fields))
+        return code(one.controller.CreateVolume, request)
+
+    limits = csi_pb2.CapacityRange
+    assert wrong(capacity_range=limits(required_bytes=1 << 50)) is grpc.StatusCode.OUT_OF_RANGE
+    assert wrong(capacity_range=limits(limit_bytes=1000)) is grpc.StatusCode.OUT_OF_RANGE
+    assert wrong(capacity_range=limits(required_bytes=15 << 40)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert wrong(parameters={"provisionning": "thin"}) is grpc.StatusCode.INVALID_ARGUMENT
+    assert wrong(mutable_parameters={"iops": "1"}) is grpc.StatusCode.INVALID_ARGUMENT
+    assert wrong(volume_content_source=csi_pb2.VolumeContentSource()) is grpc.StatusCode.INVALID_ARGUMENT
+    listed = one.controller.ListVolumes(csi_pb2.ListVolumesRequest()).entries
+    assert "wrong" not in {volume["name"] for volume in one.engine.call("volume.list")["volumes"]}
+    assert len(listed) == len(one.engine.call("volume.list")["volumes"])
+
+
+def test_a_snapshot_becomes_a_volume(one: Plugin) -> None:
+    volume = one.create("origin", SIZE, block_capability())
+    device = attached(one, volume)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    snapshot = one.snapshot(volume, "origin-1")
+    assert (snapshot.source_volume_id, snapshot.size_bytes) == (volume, SIZE)
+    assert abs(snapshot.creation_time.seconds - time.time()) < 60
+    source = csi_pb2.VolumeContentSource(
+        snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.snapshot_id)
+    )
+    made = one.create("from-snapshot", 2 * SIZE, block_capability(), volume_content_source=source)
+    assert one.create("from-snapshot", 2 * SIZE, block_capability(), volume_content_source=source) == made
+    assert read_device(attached(one, made), SIZE) == read_device(device, SIZE)
+    shown = one.controller.ControllerGetVolume(csi_pb2.ControllerGetVolumeRequest(volume_id=made)).volume
+    assert shown.content_source == source
+    plain = csi_pb2.CreateVolumeRequest(
+        name="from-snapshot", volume_capabilities=[block_capability()],
+        capacity_range=csi_pb2.CapacityRange(required_bytes=2 * SIZE),
+    )  # fmt: skip
+    assert code(one.controller.CreateVolume, plain) is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_a_restore_outlives_the_calls_that_wait_for_it(one: Plugin) -> None:
+    volume = one.create("slow", 8 * SIZE, block_capability())
+    run("dd", "if=/dev/urandom", f"of={attached(one, volume)}", "bs=1M", "count=256", "oflag=direct", "status=none")
+    snapshot = one.snapshot(volume, "slow-1")
+    request = csi_pb2.CreateVolumeRequest(
+        name="patient", volume_capabilities=[block_capability()],
+        volume_content_source=csi_pb2.VolumeContentSource(
+            snapshot=csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot.snapshot_id)
+        ),
+    )  # fmt: skip
+    seen = set()
+    for _ in range(200):
+        try:
+            made = one.controller.CreateVolume(request, timeout=0.6).volume
+            break
+        except grpc.RpcError as error:
+            seen.add(error.code())
+            time.sleep(0.05)
+    assert seen <= {grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED}
+    content = read_device(attached(one, made.volume_id), 8 * SIZE)
+    assert content == read_device(attached(one, volume), 8 * SIZE)
+
+
+def test_a_volume_becomes_another(one: Plugin) -> None:
+    volume = one.create("parent", SIZE, block_capability())
+    device = attached(one, volume)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    source = csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id=volume))
+    made = one.create("child", SIZE, block_capability(), volume_content_source=source)
+    assert read_device(attached(one, made), SIZE) == read_device(device, SIZE)
+    assert one.create("child", SIZE, block_capability(), volume_content_source=source) == made
+
+
+def test_a_group_is_cut_and_deleted_as_one(one: Plugin) -> None:
+    volumes = [one.create(f"member-{number}", SIZE) for number in range(3)]
+    request = csi_pb2.CreateVolumeGroupSnapshotRequest(name="group", source_volume_ids=volumes)
+    deadline = time.monotonic() + 60
+    while not (group := one.groups.CreateVolumeGroupSnapshot(request).group_snapshot).ready_to_use:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert {item.source_volume_id for item in group.snapshots} == set(volumes)
+    assert {item.creation_time.ToNanoseconds() for item in group.snapshots} == {group.creation_time.ToNanoseconds()}
+    assert {item.group_snapshot_id for item in group.snapshots} == {group.group_snapshot_id}
+    ids = [item.snapshot_id for item in group.snapshots]
+    ask = csi_pb2.GetVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
+    assert len(one.groups.GetVolumeGroupSnapshot(ask).group_snapshot.snapshots) == 3
+    alone = csi_pb2.DeleteSnapshotRequest(snapshot_id=ids[0])
+    assert code(one.controller.DeleteSnapshot, alone) is grpc.StatusCode.INVALID_ARGUMENT
+    other = one.snapshot(volumes[0], "not-of-the-group").snapshot_id
+    wrong = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=[*ids, other])
+    assert code(one.groups.DeleteVolumeGroupSnapshot, wrong) is grpc.StatusCode.INVALID_ARGUMENT
+    gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
+    for _ in range(2):
+        one.groups.DeleteVolumeGroupSnapshot(gone)
+    assert code(one.groups.GetVolumeGroupSnapshot, ask) is grpc.StatusCode.NOT_FOUND
+    elsewhere = csi_pb2.CreateVolumeGroupSnapshotRequest(
+        name="wide", source_volume_ids=[volumes[0], "elsewhere:" + volumes[1].rpartition(":")[2]]
+    )
+    assert code(one.groups.CreateVolumeGroupSnapshot, elsewhere) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_second_snapshot_of_a_busy_volume_is_no_aborted_call(one: Plugin) -> None:
+    """ABORTED and its like make a VolumeSnapshot undeletable."""
+    volume = one.create("busy", 8 * SIZE, block_capability())
+    run("dd", "if=/dev/urandom", f"of={attached(one, volume)}", "bs=1M", "count=256", "oflag=direct", "status=none")
+    one.controller.CreateSnapshot(csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="busy-1"))
+    second = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="busy-2")
+    assert code(one.controller.CreateSnapshot, second) is grpc.StatusCode.FAILED_PRECONDITION
+    one.snapshot(volume, "busy-1")
+    one.snapshot(volume, "busy-2")
+    other = csi_pb2.CreateSnapshotRequest(source_volume_id=one.create("idle", SIZE), name="busy-2")
+    assert code(one.controller.CreateSnapshot, other) is grpc.StatusCode.ALREADY_EXISTS
+
+
+def test_pages_are_stable_while_volumes_come_and_go(one: Plugin) -> None:
+    """What csi-sanity has switched off: the last volume of a page is deleted, another one is added."""
+    for number in range(5):
+        one.create(f"page-{number}", MIB)
+    first = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(max_entries=3))
+    ids = [entry.volume.volume_id for entry in first.entries]
+    rest = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(starting_token=first.next_token)).entries
+    ours = [volume for volume in one.engine.call("volume.list")["volumes"] if volume["name"].startswith("page-")]
+    victim = next((handle for handle in ids if any(handle.endswith(volume["id"]) for volume in ours)), None)
+    if victim is not None:
+        one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=victim))
+    added = one.create("page-added", MIB)
+    again = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(starting_token=first.next_token)).entries
+    shown = [entry.volume.volume_id for entry in again if entry.volume.volume_id != added]
+    assert shown == [entry.volume.volume_id for entry in rest]
+
+
+def test_many_calls_at_once_leave_no_orphan() -> None:
+    with engine() as made, plugin(made) as running:
+        chance = random.Random(4)
+
+        def work(number: int) -> None:
+            for name in {f"v{chance.randrange(12)}", f"v{number % 12}"}:
+                volume = csi_pb2.CreateVolumeRequest(
+                    name=name, volume_capabilities=[mount_capability()],
+                    capacity_range=csi_pb2.CapacityRange(required_bytes=MIB),
+                )  # fmt: skip
+                for _ in range(3):
+                    call = running.controller.CreateVolume.future(volume, timeout=20)
+                    if chance.random() < 0.2:
+                        call.cancel()
+                        continue
+                    try:
+                        handle = call.result().volume.volume_id
+                    except grpc.RpcError as error:
+                        assert error.code() is grpc.StatusCode.ABORTED, error
+                        continue
+                    try:
+                        if chance.random() < 0.4:
+                            request = csi_pb2.CreateSnapshotRequest(source_volume_id=handle, name=f"s-{number}")
+                            running.controller.CreateSnapshot(request, timeout=20)
+                        else:
+                            running.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=handle), timeout=20)
+                    except grpc.RpcError as error:
+                        allowed = ("ABORTED", "FAILED_PRECONDITION", "NOT_FOUND", "ALREADY_EXISTS")
+                        assert error.code().name in allowed, error
+
+        with concurrent.futures.ThreadPoolExecutor(50) as pool:
+            list(pool.map(work, range(50)))
+        deadline = time.monotonic() + 60
+        for snapshot in running.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest()).entries:
+            while True:
+                try:
+                    request = csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot.snapshot.snapshot_id)
+                    running.controller.DeleteSnapshot(request, timeout=20)
+                    break
+                except grpc.RpcError as error:
+                    assert time.monotonic() < deadline, error
+                    time.sleep(0.1)
+        for entry in running.controller.ListVolumes(csi_pb2.ListVolumesRequest()).entries:
+            while True:
+                try:
+                    gone = csi_pb2.DeleteVolumeRequest(volume_id=entry.volume.volume_id)
+                    running.controller.DeleteVolume(gone, timeout=20)
+                    break
+                except grpc.RpcError as error:
+                    assert time.monotonic() < deadline, error
+                    time.sleep(0.1)
+        assert list((made.state / "volumes").iterdir()) == []
+        assert made.call("engine.info")["processes"]["volumes"] == {}
+        assert "Traceback" not in made.log.read_text() + running.log.read_text()

@@ -1,0 +1,168 @@
+"""A real node plugin on a real engine, and CSI calls to it, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from csi import csi_pb2, csi_pb2_grpc
+from tests.engines import Engine
+
+MODE = csi_pb2.VolumeCapability.AccessMode
+
+
+def mount_capability(
+    fs_type: str = "", mode: MODE.Mode.ValueType = MODE.SINGLE_NODE_WRITER, flags: Sequence[str] = ()
+) -> csi_pb2.VolumeCapability:
+    mount = csi_pb2.VolumeCapability.MountVolume(fs_type=fs_type, mount_flags=flags)
+    return csi_pb2.VolumeCapability(mount=mount, access_mode=MODE(mode=mode))
+
+
+def block_capability(mode: MODE.Mode.ValueType = MODE.SINGLE_NODE_WRITER) -> csi_pb2.VolumeCapability:
+    return csi_pb2.VolumeCapability(block=csi_pb2.VolumeCapability.BlockVolume(), access_mode=MODE(mode=mode))
+
+
+class Plugin:
+    """`stillframe node --standalone` in a process of its own; `log` is its output."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.folder = engine.state.parent
+        self.endpoint = f"unix://{self.folder}/csi.sock"
+        self.log = self.folder / "node.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.channel: grpc.Channel | None = None
+
+    def start(self, *arguments: str) -> Plugin:
+        command = [
+            sys.executable, "-m", "driver.cli.main", "--state", str(self.engine.state), "node", "--standalone",
+            "--endpoint", self.endpoint, *arguments,
+        ]  # fmt: skip
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(os.environ))
+        self.channel = grpc.insecure_channel(self.endpoint, [("grpc.max_reconnect_backoff_ms", 200)])
+        grpc.channel_ready_future(self.channel).result(20)
+        return self
+
+    @property
+    def identity(self) -> Any:
+        return csi_pb2_grpc.IdentityStub(self._channel())
+
+    @property
+    def controller(self) -> Any:
+        return csi_pb2_grpc.ControllerStub(self._channel())
+
+    @property
+    def groups(self) -> Any:
+        return csi_pb2_grpc.GroupControllerStub(self._channel())
+
+    @property
+    def node(self) -> Any:
+        return csi_pb2_grpc.NodeStub(self._channel())
+
+    def _channel(self) -> grpc.Channel:
+        assert self.channel is not None
+        return self.channel
+
+    def create(self, name: str, size_bytes: int, capability: csi_pb2.VolumeCapability | None = None, **more: Any) -> str:
+        """A volume's handle."""
+        request = csi_pb2.CreateVolumeRequest(
+            name=name, capacity_range=csi_pb2.CapacityRange(required_bytes=size_bytes),
+            volume_capabilities=[capability or mount_capability()], **more,
+        )  # fmt: skip
+        return str(self.controller.CreateVolume(request, timeout=60).volume.volume_id)
+
+    def stage(self, volume: str, capability: csi_pb2.VolumeCapability | None = None, **context: str) -> Path:
+        """The staging path."""
+        path = self.folder / "staging" / volume.rpartition(":")[2]
+        path.mkdir(parents=True, exist_ok=True)
+        self.node.NodeStageVolume(
+            csi_pb2.NodeStageVolumeRequest(
+                volume_id=volume, staging_target_path=str(path), volume_capability=capability or mount_capability(),
+                volume_context=context,
+            ),
+            timeout=60,
+        )  # fmt: skip
+        return path
+
+    def publish(
+        self, volume: str, pod: str, capability: csi_pb2.VolumeCapability | None = None, *, readonly: bool = False
+    ) -> Path:
+        """The path in the pod."""
+        target = self.folder / "pods" / pod / "volume"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.node.NodePublishVolume(
+            csi_pb2.NodePublishVolumeRequest(
+                volume_id=volume, staging_target_path=str(self.folder / "staging" / volume.rpartition(":")[2]),
+                target_path=str(target), volume_capability=capability or mount_capability(), readonly=readonly,
+            ),
+            timeout=60,
+        )  # fmt: skip
+        return target
+
+    def unpublish(self, volume: str, target: Path) -> None:
+        self.node.NodeUnpublishVolume(
+            csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target)), timeout=60
+        )
+
+    def unstage(self, volume: str) -> None:
+        path = self.folder / "staging" / volume.rpartition(":")[2]
+        self.node.NodeUnstageVolume(
+            csi_pb2.NodeUnstageVolumeRequest(volume_id=volume, staging_target_path=str(path)), timeout=60
+        )
+
+    def snapshot(self, volume: str, name: str, **parameters: str) -> csi_pb2.Snapshot:
+        """As the snapshotter does: asked by name until it is ready."""
+        deadline = time.monotonic() + 60
+        while True:
+            request = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=name, parameters=parameters)
+            found = self.controller.CreateSnapshot(request, timeout=60).snapshot
+            if found.ready_to_use:
+                return found  # type: ignore[no-any-return]
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+
+    def stop(self) -> None:
+        """SIGTERM, and wait."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(30)
+        self.kill()
+
+    def unmount_all(self) -> None:
+        """Whatever a failed test left mounted below the folder."""
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            target = line.split()[4]
+            if target.startswith((f"{self.folder}/staging", f"{self.folder}/pods", f"{self.folder}/sanity")):
+                subprocess.run(["umount", "-l", target], check=False)
+
+
+@contextlib.contextmanager
+def plugin(engine: Engine, *arguments: str) -> Iterator[Plugin]:
+    """A running plugin on a running engine."""
+    made = Plugin(engine)
+    try:
+        yield made.start(*arguments)
+    except BaseException:
+        print(made.log.read_text() if made.log.exists() else "no log of the node plugin")
+        raise
+    finally:
+        made.kill()
+        made.unmount_all()
