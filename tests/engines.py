@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 from driver.core import messages
 from driver.core.errors import StillframeError
+from driver.host import loop
 
 
 class Engine:
@@ -115,6 +117,10 @@ class Engine:
         try:
             self.stop()
         finally:
+            for record in (self.state / "run" / "loops").glob("*.json"):
+                noted = json.loads(record.read_text())
+                with contextlib.suppress(OSError):
+                    loop.abandon(noted["node"], loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"]))
             subprocess.run(["umount", str(self.state / "dev")], capture_output=True, check=False)
             shutil.rmtree(self.state, ignore_errors=True)
 

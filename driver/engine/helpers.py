@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from driver.core.errors import NotPermitted, StillframeError, Unsupported
+from driver.core.errors import NotPermitted, Unsupported
 from driver.host import files, kernel, loop
 from driver.volume import session
 from driver.volume.layout import OnFull, Shared, Word
@@ -100,16 +100,20 @@ def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Take away the loop devices that an earlier engine noted in the folder `records`.
+    """Take away the loop devices that an earlier engine noted in the folder `records`; they are dead.
 
-    What is still mounted somewhere stays, dead: only its user can let go of it. Returns why.
+    One that is still mounted or open somewhere goes when its user lets go of it. Returns which.
     """
     stuck = []
     for record in sorted(Path(argument["records"]).glob("*.json")):
+        noted = files.read_json(record)
+        device = loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"])
         try:
-            _detach(record)
-        except (StillframeError, OSError) as error:
-            stuck.append(str(error))
+            if not loop.abandon(noted["node"], device):
+                stuck.append(f"{noted['node']} (loop{device.number}) is still in use, dead; it goes with its last user")
+            files.remove(record)
+        except OSError as error:
+            stuck.append(f"{noted['node']}: {error}")
     return {"stuck": stuck}
 
 

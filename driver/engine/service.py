@@ -63,7 +63,7 @@ class Service:
     def _clean(self) -> None:
         """Take away what an earlier engine on this state folder left: loop devices and nodes."""
         for line in self.keeper.run("clean", [], records=f"{self.settings.state}/run/loops")["stuck"]:
-            say(f"left by an earlier engine and still in use: {line}")
+            say(f"left by an earlier engine: {line}")
         for name in os.listdir(self.settings.state / "dev"):
             os.unlink(self.settings.state / "dev" / name)
 

@@ -26,12 +26,14 @@ _LOOP_SET_CAPACITY: Final = 0x4C07
 _LOOP_CONFIGURE: Final = 0x4C0A
 _LOOP_CTL_GET_FREE: Final = 0x4C82
 _LO_FLAGS_DIRECT_IO: Final = 16
+_BLKROSET: Final = 0x125D
 _MAJOR: Final = 7
 _CONFIG: Final = struct.Struct("<II5Q4I64s64s32s2Q64x")
 DISCARD_BYTES_MAX: Final = MIB
 """A discard of 4 GiB would hold loop's worker for seconds; 0 would disable discards for good."""
 
 _CLEAR_SECONDS: Final = 5.0
+_GONE_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def _configure(backing: int, node: str, block_size: int, label: str) -> int:
         device = os.open(node, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.ioctl(device, _LOOP_CONFIGURE, config)
+            fcntl.ioctl(device, _BLKROSET, struct.pack("i", 0))  # a mark that outlives whoever had the device before us
             return number
         except OSError as error:
             os.unlink(node)
@@ -166,6 +169,26 @@ def on_file(file: str) -> list[LoopDevice]:
             if entry.read_text().rstrip("\n") == file:
                 found.append(device)
     return found
+
+
+def abandon(node: str, device: LoopDevice) -> bool:
+    """Have the kernel take the device away when its last user lets go of it (loop(4), LOOP_CLR_FD), and remove its node.
+
+    For the device of an engine that is gone: there is nothing behind it any more. Whether it is gone at once.
+    """
+    if device.exists():
+        _make_node(node, device.number)
+        fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _LOOP_CLR_FD)
+        finally:
+            os.close(fd)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(node)
+    deadline = time.monotonic() + _GONE_SECONDS
+    while device.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return not device.exists()
 
 
 def resize(node: str) -> None:

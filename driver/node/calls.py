@@ -30,6 +30,8 @@ class ErrorInterceptor(grpc.ServerInterceptor):
                 return serve(request, context)
             except StillframeError as error:
                 abort(context, error)
+            except NotImplementedError:
+                context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{details.method} is not served: the capabilities say so")
             except Exception:  # the outermost frame of a call
                 traceback.print_exc()
                 abort(context, Internal(f"{details.method} met a defect", "the node plugin's log has the details"))

@@ -26,6 +26,11 @@ class Here:
     engine: Client
     operations: Operations = field(default_factory=Operations)
 
+    @property
+    def devices(self) -> str:
+        """The folder of the engine's device nodes."""
+        return f"{self.engine.state}/dev"
+
     def topology(self) -> csi_pb2.Topology:
         """Where this node's volumes can be used."""
         return csi_pb2.Topology(segments={TOPOLOGY_KEY: self.node})

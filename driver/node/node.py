@@ -83,7 +83,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         check_id(request.volume_id)
         target = check_path("target", request.target_path)
         with self._here.operations.on(f"volume at {target}"):
-            publishing.unpublish(target)
+            publishing.unpublish(target, self._here.devices)
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def NodeGetVolumeStats(  # noqa: N802

@@ -8,7 +8,7 @@ from pathlib import Path
 from csi import csi_pb2
 from driver.core.errors import FailedPrecondition
 from driver.host import mountinfo, mounts
-from driver.node.staging import take_dead_away
+from driver.node.staging import check_mountable, take_away, take_dead_away
 
 SINGLE_WRITER = csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_SINGLE_WRITER
 
@@ -19,17 +19,27 @@ def publish(source: str, target: str, device: str, *, read_only: bool) -> None:
     Raises AlreadyExists if something else is, or the same in another way; a dead mount there is taken away.
     """
     take_dead_away(target, device)
+    check_mountable(target)
     mounts.bind(source, target, read_only=read_only)
 
 
-def unpublish(target: str) -> None:
-    """Unmount and remove `target`. Nothing happens if it is gone. Raises FailedPrecondition while it is in use."""
-    mounts.unmount(target)
+def unpublish(target: str, devices: str) -> None:
+    """Unmount and remove `target`. Nothing happens if it is gone.
+
+    Raises FailedPrecondition while it is in use, and if what is there is not of this driver: a mount of no device in the
+    folder `devices`, a folder that is not empty, a file with content.
+    """
+    take_away(target, devices)
     path = Path(target)
-    if path.is_dir() and not path.is_symlink():
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        elif path.is_file() and path.stat().st_size == 0:
+            path.unlink(missing_ok=True)
+        elif os.path.lexists(target):
+            raise FailedPrecondition(f"{target} was not made by this driver, and is not removed", "remove it by hand")
+    except OSError as error:
+        raise FailedPrecondition(f"{target} cannot be removed: {error.strerror}", "look at what is in it") from error
 
 
 def check_alone(source: str, target: str) -> None:

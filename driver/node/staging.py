@@ -30,15 +30,34 @@ def check_path(what: str, path: str) -> str:
         raise InvalidArgument(f"the {what} path is missing")
     if not path.startswith("/") or "\0" in path or len(path.encode()) >= 4096 or ".." in path.split("/"):
         raise InvalidArgument(f"the {what} path {path[:256]!r} is no absolute path")
-    return path.rstrip("/") or "/"
+    if not path.strip("/"):
+        raise InvalidArgument(f"the {what} path is the root of all paths")
+    return path.rstrip("/")
 
 
 def take_dead_away(path: str, device: str) -> None:
-    """Unmount what is mounted at `path` if it is dead: it answers with errors, or stands on an earlier device of this
-    volume, of an engine that is gone. (A file system that finds all it is asked for in its cache seems alive.)"""
+    """Unmount what of ours is mounted at `path` if it is dead: it answers with errors, or stands on an earlier device of
+    this volume, of an engine that is gone. (A file system that finds all it is asked for in its cache seems alive.)"""
     found = mountinfo.mounts_at(path)
     if found and (_is_left_over(found[-1], path, device) or not mounts.is_healthy(path)):
-        mounts.unmount(path)
+        take_away(path, os.path.dirname(device))
+
+
+def check_mountable(path: str) -> None:
+    """Raises FailedPrecondition for a folder with something in it, which a mount would hide, if it is no mount already."""
+    if os.path.isdir(path) and not mountinfo.mounts_at(path) and os.listdir(path):
+        raise FailedPrecondition(f"{path} is not empty; nothing is mounted over it", "give an empty folder, or none")
+
+
+def take_away(path: str, devices: str) -> None:
+    """Unmount what is mounted at `path`. Nothing happens if nothing is. Raises FailedPrecondition for what is not ours: it
+    stands on no device in the folder `devices`."""
+    for mount in mountinfo.mounts_at(path):
+        if mount.source != DEVICES_SOURCE and os.path.dirname(mount.source) != devices:
+            raise FailedPrecondition(
+                f"{path} is the mount point of {mount.source}, which is no volume of this driver", f"see: findmnt {path}"
+            )
+    mounts.unmount(path)
 
 
 def _is_left_over(mount: mountinfo.Mount, path: str, device: str) -> bool:
@@ -72,6 +91,7 @@ class Staging:
         fstype = capabilities.file_system(capability)
         read_only = capability.access_mode.mode == READ_ONLY_MODE
         take_dead_away(path, device)
+        check_mountable(path)
         if not mountinfo.mounts_of(device):
             self._prepare(volume, device, fstype, volume_context, read_only=read_only)
         mounts.mount(device, path, fstype, [*capability.mount.mount_flags, *(["ro"] if read_only else [])])
@@ -97,7 +117,7 @@ class Staging:
     def unstage(self, volume_handle: str, path: str) -> None:
         """Unmount and detach. Nothing happens to what is gone. Raises FailedPrecondition while it is in use."""
         handle = parse_handle("volume", volume_handle)
-        mounts.unmount(path)
+        take_away(path, self._here.devices)
         try:
             if handle.where == self._here.node:
                 self._here.engine.call("volume.detach", name=handle.id)

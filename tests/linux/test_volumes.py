@@ -164,3 +164,33 @@ def test_several_processes_serve_one_volume() -> None:
         device = made.volume("many", 64 * MIB)
         assert len(made.processes("many")) == 3
         run(*FIO, f"--filename={device}", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=64m")
+
+
+def loops() -> set[str]:
+    return {path.parts[3] for path in Path("/sys/block").glob("loop*/loop")}
+
+
+def test_a_mark_of_an_earlier_user_of_the_loop_device_does_no_harm(one: Engine) -> None:
+    """blockdev --setro stays with the device's number when its user is gone."""
+    device = one.volume("marked", 16 * MIB)
+    run("blockdev", "--setro", device)
+    one.call("volume.detach", name="marked")
+    device = one.call("volume.attach", name="marked")["device"]
+    assert run("blockdev", "--getro", device).strip() == "0"
+    run("mkfs.ext4", "-q", device)
+
+
+def test_a_dead_device_goes_with_its_last_user() -> None:
+    before = loops()
+    with engine() as made:
+        device = made.volume("v", 64 * MIB)
+        run("mkfs.ext4", "-q", device)
+        with mounted(device):
+            made.kill()
+            made.start()
+            assert "dead; it goes with its last user" in made.log.read_text()
+            device = made.call("volume.attach", name="v")["device"]
+            assert len(loops() - before) == 2
+        assert len(loops() - before) == 1
+        made.call("volume.detach", name="v")
+        assert loops() == before

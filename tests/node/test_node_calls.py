@@ -121,6 +121,39 @@ def test_what_is_on_a_disk_is_never_formatted_over(one: Plugin) -> None:
     one.unstage(volume)
 
 
+def test_nothing_is_mounted_over_what_is_there_and_nothing_foreign_is_unmounted(one: Plugin, tmp_path: Path) -> None:
+    volume = one.create("polite", SIZE)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+
+    def stage(path: str) -> Any:
+        request = csi_pb2.NodeStageVolumeRequest(
+            volume_id=volume, staging_target_path=path, volume_capability=mount_capability()
+        )
+        return one.node.NodeStageVolume(request)
+
+    assert "not empty" in fails("FAILED_PRECONDITION", lambda: stage(str(full)))
+    fails("INVALID_ARGUMENT", lambda: stage("/"))
+    one.stage(volume)
+    target = csi_pb2.NodePublishVolumeRequest(
+        volume_id=volume, staging_target_path=str(one.folder / "staging" / volume.rpartition(":")[2]),
+        target_path=str(full), volume_capability=mount_capability(),
+    )  # fmt: skip
+    assert "not empty" in fails("FAILED_PRECONDITION", lambda: one.node.NodePublishVolume(target))
+    run("mount", "-t", "tmpfs", "foreign", str(full))
+    try:
+        gone = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(full))
+        assert "foreign" in fails("FAILED_PRECONDITION", lambda: one.node.NodeUnpublishVolume(gone))
+        unstage = csi_pb2.NodeUnstageVolumeRequest(volume_id=volume, staging_target_path=str(full))
+        assert "foreign" in fails("FAILED_PRECONDITION", lambda: one.node.NodeUnstageVolume(unstage))
+    finally:
+        run("umount", str(full))
+    (full / "file").write_text("somebody's")
+    assert "by hand" in fails("FAILED_PRECONDITION", lambda: one.unpublish(volume, full / "file"))
+    one.unstage(volume)
+
+
 def test_mkfs_options_come_from_the_class(one: Plugin) -> None:
     request = csi_pb2.CreateVolumeRequest(
         name="inodes", volume_capabilities=[mount_capability()], parameters={"mkfsOptions": "-N 4096"},
