@@ -46,6 +46,7 @@ class Objects:
 class Handler(BaseHTTPRequestHandler):
     """One connection. `server` is the Sink."""
 
+    disable_nagle_algorithm = True  # head and body are written apart; a client that waits to acknowledge would add 40 ms
     protocol_version = "HTTP/1.1"
     rbufsize = 0  # nothing of a body is read with the header
     server: Sink

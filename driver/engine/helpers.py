@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from driver.core.errors import NotPermitted, Unsupported
+from driver.fuse.protocol import MAX_WRITE_BYTES
 from driver.host import files, kernel, loop
 from driver.volume import session
 from driver.volume.layout import OnFull, Shared, Word
@@ -29,7 +30,7 @@ def mount(volumes: Volumes, argument: Argument) -> dict[str, Any]:
     file = argument["file"]
     os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
     os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    options = f"fd={roles['fuse']},rootmode=100600,user_id=0,group_id=0,max_read=1048576"
+    options = f"fd={roles['fuse']},rootmode=100600,user_id=0,group_id=0,max_read={MAX_WRITE_BYTES}"
     try:
         kernel.mount("stillframe", file, "fuse.stillframe", kernel.MS_NOSUID | kernel.MS_NODEV, options)
     except PermissionError as error:

@@ -19,7 +19,8 @@ IN_HEADER_BYTES: Final = 40
 WRITE_IN_BYTES: Final = 40
 MESSAGE_HEAD_BYTES: Final = IN_HEADER_BYTES + WRITE_IN_BYTES
 """What precedes the data of a WRITE: a buffer that ends its first page here has the data page-aligned."""
-MAX_WRITE_BYTES: Final = 1 << 20
+MAX_WRITE_BYTES: Final = 1 << 18
+"""Largest request. Each thread of each volume has a populated buffer of that size; larger ones are not faster."""
 MAX_PAGES: Final = MAX_WRITE_BYTES // 4096
 
 

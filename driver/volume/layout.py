@@ -3,7 +3,7 @@
 One sparse memfd a volume, of one size for every volume (16 TiB, the largest budget); only touched pages exist.
 
     header    one page of u64 words, `Word`
-    slots     64 request slots of one head page + 1 MiB of data
+    slots     64 request slots of one head page + 256 KiB of data
     regions   a byte a region: 1 once all its chunks are sealed (their words are released then)
     chunks    a u32 a chunk: 0 untouched, SEALED, else 1 + the pre-image slot that was published last
     owners    a byte a pre-image slot: 0 free, PUBLISHED, else 1 + the request slot that reserved it
@@ -156,7 +156,7 @@ class Shared:
         self.pages = self.bytes[PAGES_AT:]
 
     def slot(self, number: int) -> memoryview:
-        """The 1 MiB + 4 KiB of a request slot."""
+        """The 256 KiB + 4 KiB of a request slot."""
         start = SLOTS_AT + number * SLOT_BYTES
         return self.bytes[start : start + SLOT_BYTES]
 

@@ -30,7 +30,7 @@ def test_init_is_answered_with_what_we_can() -> None:
     length, error, unique = struct.unpack_from("<IiQ", answer)
     assert (length, error, unique) == (len(answer), 0, 2) and len(answer) == 16 + 64
     major, minor, _, flags, _, _, max_write, _, max_pages, _ = struct.unpack_from("<IIIIHHIIHH", answer, 16)
-    assert (major, minor, max_write, max_pages) == (7, 31, 1 << 20, 256)
+    assert (major, minor, max_write, max_pages) == (7, 31, 1 << 18, 64)
     assert flags & protocol.FUSE_ASYNC_DIO and flags & protocol.FUSE_MAX_PAGES
 
 
