@@ -41,13 +41,17 @@ class Plugin:
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: grpc.Channel | None = None
 
-    def start(self, *arguments: str) -> Plugin:
+    def start_process(self, *arguments: str) -> None:
         command = [
             sys.executable, "-m", "driver.cli.main", "--state", str(self.engine.state), "node", "--standalone",
             "--endpoint", self.endpoint, *arguments,
         ]  # fmt: skip
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(os.environ))
+
+    def start(self, *arguments: str) -> Plugin:
+        """Start, and wait until it answers."""
+        self.start_process(*arguments)
         self.channel = grpc.insecure_channel(self.endpoint, [("grpc.max_reconnect_backoff_ms", 200)])
         grpc.channel_ready_future(self.channel).result(20)
         return self

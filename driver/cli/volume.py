@@ -1,13 +1,17 @@
-"""`stillframe volume`: create, list, show, attach, detach, grow, delete."""
+"""`stillframe volume`: create, clone, list, show, attach, detach, grow, delete."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
 
 import click
 
 from driver.cli.context import SIZE, Context, pass_context
+from driver.core.errors import DeviceError, NotFound
 from driver.core.sizes import format_size
+
+_POLL_SECONDS: Final = 0.05
 
 
 @click.group()
@@ -34,7 +38,8 @@ def _show(context: Context, shown: dict[str, Any]) -> None:
             ("status", _status(shown)),
             ("device", shown["device"] or "-"),
             ("created", shown["created"]),
-            ("restored from", shown["source_snapshot"] or "-"),
+            ("made from", shown["source_snapshot"] or shown["source_volume"] or "-"),
+            ("conditions", "; ".join(item["message"] for item in shown["conditions"]) or "none"),
             ("snapshot in progress", shown["snapshot_in_progress"] or "-"),
         ],
     )
@@ -54,6 +59,26 @@ def create(context: Context, name: str, size: int, thin: bool, block_size: str) 
         logical_block_size=int(block_size),
     )  # fmt: skip
     context.output.result(shown, f"created {name}, {format_size(shown['size_bytes'])}")
+
+
+@volume.command()
+@click.argument("source")
+@click.argument("name")
+@click.option("--size", type=SIZE, help="At least the source's, which is the default.")
+@click.option("--thin", is_flag=True, help="Take disk space as it is written, not at once.")
+@pass_context
+def clone(context: Context, source: str, name: str, size: int | None, thin: bool) -> None:
+    """Create a volume that holds what SOURCE holds at this moment. SOURCE may be in use; no repository is."""
+    shown = context.client.call(
+        "volume.clone", source=source, name=name, size_bytes=size, provisioning="thin" if thin else None
+    )
+    while shown["state"] == "restoring":
+        time.sleep(_POLL_SECONDS)
+        try:
+            shown = context.client.call("volume.show", name=name)
+        except NotFound:
+            raise DeviceError(f"volume {source!r} could not be cloned", "the engine's log says why") from None
+    context.output.result(shown, f"cloned {source} into {name}, {format_size(shown['size_bytes'])}")
 
 
 @volume.command(name="list")

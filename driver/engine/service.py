@@ -22,6 +22,7 @@ from driver.core import messages, settings
 from driver.core.errors import Internal, InvalidArgument, NotPermitted, StillframeError
 from driver.core.messages import Message
 from driver.engine.clients import KeeperClient, TransferClient
+from driver.engine.figures import figures
 from driver.engine.jobs import Jobs
 from driver.engine.records import Folder
 from driver.engine.sessions import Sessions
@@ -244,6 +245,7 @@ CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
     "snapshot.restore": _restore,
     "snapshot.delete": _delete_snapshot,
     "job.status": _job,
+    "metrics": lambda service, arguments: figures(service.volumes, service.sessions, service.keeper),
 }
 
 

@@ -90,18 +90,28 @@ def make(device: str, fstype: str, options: Sequence[str] = (), label: str = "",
     run([*command, device], _MKFS_SECONDS)
 
 
-def check(device: str, fstype: str) -> None:
+def check(device: str, fstype: str, *, growth_was_cut: bool = False) -> None:
     """Make the file system fit to be mounted, before it is.
 
     Raises DeviceError if that needs a decision, FailedPrecondition if the device is in use.
     ext4: e2fsck -p replays the journal, and looks at everything if the file system was marked as damaged.
     xfs: nothing. Its mount replays the log, which is all that a crash needs; xfs_repair refuses a log that was not
     replayed, and mends damage only by decisions (-L loses data) that no program should take (fsck.xfs(8)).
+
+    `growth_was_cut` says that the caller durably noted that it called `grow_offline` and did not see it return. A resize2fs
+    that was cut leaves a resize inode and free counts that e2fsck -p does not touch; the file system was found clean before,
+    so that what is wrong is what resize2fs was about to write, and e2fsck -y decides right.
     """
     _check_type(fstype)
     _check_unused(device)
-    if fstype == "ext4":
+    if fstype != "ext4":
+        return
+    try:
         _e2fsck(device, "-p")
+    except DeviceError:
+        if not growth_was_cut:
+            raise
+        _e2fsck(device, "-f", "-y")
 
 
 def needs_growth(device: str, fstype: str) -> bool:
@@ -137,8 +147,9 @@ def grow(device: str, mountpoint: str, fstype: str) -> None:
 def grow_offline(device: str, fstype: str) -> None:
     """Have an ext4 that is not mounted take its whole device; an xfs can only be grown by `grow`, so nothing happens.
 
-    e2fsck -f -p comes first, which resize2fs insists on. What a kill leaves, the next call's check mends: growth within the
-    reserved descriptor blocks moves no data. Raises FailedPrecondition if it is in use, DeviceError.
+    e2fsck -f -p comes first, which resize2fs insists on. No journal protects this, unlike `grow`: note it durably before,
+    take the note back after, and pass `growth_was_cut` to the `check` of a device that has the note. Raises
+    FailedPrecondition if the device is in use, DeviceError.
     """
     if fstype != "ext4" or not needs_growth(device, fstype):
         return
@@ -207,7 +218,7 @@ def _e2fsck(device: str, *options: str) -> None:
     ended = finish(["e2fsck", *options, device], _CHECK_SECONDS)
     if ended.code < 0 or ended.code & ~_FSCK_HARMLESS:
         raise DeviceError(
-            f"{ended.failed().message}",
+            ended.failed().message,
             f"restore the volume from a snapshot, or mend it by hand with: e2fsck -f {device}",
         )
 

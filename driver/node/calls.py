@@ -1,19 +1,29 @@
-"""What stands around every call: domain errors become gRPC codes, defects become INTERNAL without their details."""
+"""What stands around every call: its line in the log, its figures, and its errors.
+
+Domain errors become gRPC codes; a defect becomes INTERNAL without its details, which go to the log.
+"""
 
 from __future__ import annotations
 
-import traceback
+import time
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from driver.core.errors import Internal, StillframeError
-from driver.node.errors import abort
+from driver.node import logs
+from driver.node.errors import code_of, text_of
+
+Observe = Callable[[str, str, float], None]
+"""(method, code, seconds) of a call that has ended."""
 
 
-class ErrorInterceptor(grpc.ServerInterceptor):
+class CallInterceptor(grpc.ServerInterceptor):
     """Unary calls only: CSI's SnapshotMetadata streams, and is not served."""
+
+    def __init__(self, observe: Observe) -> None:
+        self._observe = observe
 
     def intercept_service(
         self,
@@ -26,14 +36,37 @@ class ErrorInterceptor(grpc.ServerInterceptor):
         serve = handler.unary_unary
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            try:
-                return serve(request, context)
-            except StillframeError as error:
-                abort(context, error)
-            except NotImplementedError:
-                context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{details.method} is not served: the capabilities say so")
-            except Exception:  # the outermost frame of a call
-                traceback.print_exc()
-                abort(context, Internal(f"{details.method} met a defect", "the node plugin's log has the details"))
+            return self._call(str(details.method), serve, request, context)
 
         return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+
+    def _call(self, method: str, serve: Callable[[Any, Any], Any], request: Any, context: grpc.ServicerContext) -> Any:
+        logs.bind(method, request)
+        started = time.perf_counter()
+        answer, code, text = None, grpc.StatusCode.OK, ""
+        try:
+            answer = serve(request, context)
+        except StillframeError as error:
+            code, text = code_of(error), text_of(error)
+        except NotImplementedError:
+            code, text = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served: the capabilities say so"
+        except Exception:  # the outermost frame of a call
+            logs.log().exception("defect")
+            defect = Internal(f"{method} met a defect", "the node plugin's log has the details")
+            code, text = code_of(defect), text_of(defect)
+        seconds = time.perf_counter() - started
+        self._observe(method.rpartition("/")[2], code.name, seconds)
+        self._log(request, answer, code, text, seconds)
+        if code is not grpc.StatusCode.OK:
+            context.abort(code, text)
+        return answer
+
+    @staticmethod
+    def _log(request: Any, answer: Any, code: grpc.StatusCode, text: str, seconds: float) -> None:
+        log = logs.log()
+        told: dict[str, Any] = {"code": code.name, "seconds": round(seconds, 4)}
+        if text:
+            log.warning("call", **told, error=text)
+        else:
+            log.info("call", **told)
+        log.debug("messages", asked=logs.strip(request), answered=None if answer is None else logs.strip(answer))

@@ -1,9 +1,9 @@
-"""What each domain error is to CSI: one table of gRPC codes, and how a call ends with one."""
+"""What each domain error is to CSI: one table of gRPC codes. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NoReturn
+from typing import Final
 
 import grpc
 
@@ -34,7 +34,6 @@ def code_of(error: errors.StillframeError) -> grpc.StatusCode:
     return CODES.get(type(error), grpc.StatusCode.INTERNAL)
 
 
-def abort(context: grpc.ServicerContext, error: errors.StillframeError) -> NoReturn:
-    """End the call with the error's code; what was wrong and what to do are its message."""
-    context.abort(code_of(error), f"{error.message}; {error.hint}" if error.hint else error.message)
-    raise AssertionError("abort returned")
+def text_of(error: errors.StillframeError) -> str:
+    """What was wrong, and what to do."""
+    return f"{error.message}; {error.hint}" if error.hint else error.message

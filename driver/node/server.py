@@ -1,4 +1,4 @@
-"""The node plugin's process: one gRPC server on a unix socket, with CSI's services for this node."""
+"""The node plugin's process: CSI's services for this node on a unix socket, kubelet registration, health, metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from csi import csi_pb2_grpc
 from driver.core.client import Client
@@ -38,6 +39,20 @@ def check_endpoint(endpoint: str) -> Path:
     return Path(path)
 
 
+def listen(server: grpc.Server, path: Path) -> None:
+    """Serve on the unix socket `path`, mode 0600. Raises FailedPrecondition if that cannot be had."""
+    _clear(path)
+    old = os.umask(0o077)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        wrong = f"cannot listen at {path}: {error}"
+        raise FailedPrecondition(wrong, "use a short path that may be written") from None
+    finally:
+        os.umask(old)
+    server.start()
+
+
 def _clear(path: Path) -> None:
     """Remove a dead predecessor's socket. Raises FailedPrecondition if somebody listens there."""
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -49,7 +64,7 @@ def _clear(path: Path) -> None:
 
 
 class Plugin:
-    """Serves on `endpoint` what one node has to say."""
+    """Serves on `endpoint` what one node has to say. gRPC's health service is of the process, not of the engine."""
 
     def __init__(
         self, endpoint: str, engine: Client, node: str, *, volumes_max: int, standalone: bool,
@@ -61,6 +76,8 @@ class Plugin:
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="csi"), interceptors=list(interceptors), options=_OPTIONS
         )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         csi_pb2_grpc.add_IdentityServicer_to_server(self.identity, self._server)
         csi_pb2_grpc.add_NodeServicer_to_server(Node(self.here, volumes_max), self._server)
         if standalone:
@@ -69,16 +86,8 @@ class Plugin:
 
     def start(self) -> None:
         """Raises FailedPrecondition if the socket cannot be had."""
-        _clear(self.path)
-        old = os.umask(0o077)
-        try:
-            self._server.add_insecure_port(f"unix:{self.path}")
-        except RuntimeError as error:
-            wrong = f"cannot listen at {self.path}: {error}"
-            raise FailedPrecondition(wrong, "use a short path that may be written") from None
-        finally:
-            os.umask(old)
-        self._server.start()
+        listen(self._server, self.path)
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:
         """Let the calls in hand end, and remove the socket."""
@@ -87,9 +96,8 @@ class Plugin:
             self.path.unlink()
 
 
-def until_told() -> None:
-    """Wait for SIGTERM or SIGINT. Main thread only."""
-    told = threading.Event()
+def until_told(told: threading.Event) -> None:
+    """Wait for SIGTERM, SIGINT or `told`. Main thread only."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
     while not told.wait(1.0):

@@ -73,7 +73,10 @@ class SnapshotCalls:
     def _committed_before(self, name: str, volume: str, given: parameters.SnapshotParameters) -> dict[str, Any]:
         """The snapshot that this volume has in the repository, of which this node has lost its record. Raises
         AlreadyExists if it is another volume's."""
-        found = self._here.engine.call("snapshot.show", snapshot=name, repository=given.repository)
+        try:
+            found = self._here.engine.call("snapshot.show", snapshot=name, repository=given.repository)
+        except NotFound:
+            found = {"volume": None}
         if (found["volume"] or {}).get("id") != volume:
             raise AlreadyExists(f"snapshot {name!r} exists, of another volume or in another repository", "take another name")
         return found

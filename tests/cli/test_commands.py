@@ -54,7 +54,7 @@ def test_a_volume_from_its_creation_to_its_deletion(one: Engine) -> None:
     assert "s\tv\tcommitted" in stillframe(one.state, "snapshot", "list")[1]
     assert "is whole" in stillframe(one.state, "snapshot", "verify", "s")[1]
     assert stillframe(one.state, "snapshot", "restore", "s", "w", "--thin")[0] == 0
-    assert "restored from:" in stillframe(one.state, "volume", "show", "w")[1]
+    assert "made from:" in stillframe(one.state, "volume", "show", "w")[1]
     assert "pre-images:" in stillframe(one.state, "snapshot", "show", "s")[1]
     for noun, verb, name in (("snapshot", "delete", "s"), ("volume", "detach", "v"), ("volume", "delete", "v"),
                              ("volume", "delete", "w")):  # fmt: skip

@@ -215,7 +215,7 @@ def test_a_spilled_session_is_exact() -> None:
 
 
 def test_the_node_cap_refuses_a_session_too_many() -> None:
-    with engine("--node-memory", "64Mi", "--session-memory", "48Mi", "--upload-rate", "1Mi") as made:
+    with engine("--node-memory", "48Mi", "--session-memory", "48Mi", "--upload-rate", "1Mi") as made:
         for name in ("a", "b"):
             device = made.volume(name, 32 * MIB)
             run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")

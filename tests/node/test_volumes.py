@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import random
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from driver.node.names import TOPOLOGY_KEY
 from tests.engines import engine, run
 from tests.oracle import read_device
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
+from tests.servers import credentials_file
 
 SIZE = 32 * MIB
 
@@ -186,6 +188,73 @@ def test_a_second_snapshot_of_a_busy_volume_is_no_aborted_call(one: Plugin) -> N
     one.snapshot(volume, "busy-2")
     other = csi_pb2.CreateSnapshotRequest(source_volume_id=one.create("idle", SIZE), name="busy-2")
     assert code(one.controller.CreateSnapshot, other) is grpc.StatusCode.ALREADY_EXISTS
+
+
+def uploading(one: Plugin, name: str) -> str:
+    """A volume whose snapshot `<name>-1` takes a while."""
+    volume = one.create(name, 8 * SIZE, block_capability())
+    run("dd", "if=/dev/urandom", f"of={attached(one, volume)}", "bs=1M", "count=256", "oflag=direct", "status=none")
+    answer = one.controller.CreateSnapshot(csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=f"{name}-1")).snapshot
+    assert not answer.ready_to_use
+    return volume
+
+
+def test_a_snapshot_deleted_in_the_making_never_comes_to_be(one: Plugin) -> None:
+    volume = uploading(one, "unwanted")
+    ask = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="unwanted-1")
+    running = one.controller.CreateSnapshot(ask).snapshot
+    get = csi_pb2.GetSnapshotRequest(snapshot_id=running.snapshot_id)
+    assert one.controller.GetSnapshot(get).snapshot == running
+    for _ in range(2):
+        one.controller.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=running.snapshot_id))
+    assert code(one.controller.GetSnapshot, get) is grpc.StatusCode.NOT_FOUND
+    assert code(one.controller.CreateSnapshot, ask) is grpc.StatusCode.INTERNAL
+    listed = one.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(source_volume_id=volume)).entries
+    assert list(listed) == []
+    one.snapshot(volume, "unwanted-2")
+
+
+def test_a_snapshot_that_failed_stays_failed_and_says_why(one: Plugin) -> None:
+    volume = uploading(one, "failing")
+    disk = one.engine.state / "volumes" / volume.rpartition(":")[2] / "disk"
+    os.truncate(disk, MIB)
+    ask = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="failing-1")
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert not one.controller.CreateSnapshot(ask).snapshot.ready_to_use
+        except grpc.RpcError as error:
+            failure = error
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for _ in range(2):
+        assert failure.code() is grpc.StatusCode.INTERNAL
+        assert "disk" in str(failure.details())
+        with pytest.raises(grpc.RpcError) as raised:
+            one.controller.CreateSnapshot(ask)
+        failure = raised.value
+    health = csi_pb2.ControllerGetVolumeHealthRequest(volume_id=volume)
+    found = one.controller.ControllerGetVolumeHealth(health).volume_health.health_statuses
+    assert [(item.status, item.reason) for item in found] == [(csi_pb2.DATA_LOSS, "BackingFileTruncated")]
+    unwell = one.controller.ControllerListVolumeHealth(csi_pb2.ControllerListVolumeHealthRequest()).entries
+    assert [entry.volume_id for entry in unwell] == [volume]
+
+
+def test_a_snapshot_is_refused_before_its_cut_without_a_trace(one: Plugin) -> None:
+    """What may pass is FAILED_PRECONDITION: anything else would make the VolumeSnapshot undeletable."""
+    volume = one.create("early", SIZE)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        one.engine.repository("away", "s3://bucket/prefix", endpoint=f"http://127.0.0.1:{unused.getsockname()[1]}",
+                              region="us-east-1", credentials=str(credentials_file(one.folder)))  # fmt: skip
+        ask = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="early-1", parameters={"repository": "away"})
+        assert code(one.controller.CreateSnapshot, ask) is grpc.StatusCode.FAILED_PRECONDITION
+    unknown = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="early-1", parameters={"repository": "none"})
+    assert code(one.controller.CreateSnapshot, unknown) is grpc.StatusCode.NOT_FOUND
+    text = (one.engine.state / "repositories.toml").read_text()
+    (one.engine.state / "repositories.toml").write_text(text[: text.index("[repositories.away]")])
+    one.snapshot(volume, "early-1")
 
 
 def test_pages_are_stable_while_volumes_come_and_go(one: Plugin) -> None:

@@ -1,0 +1,148 @@
+"""The node plugin as a process: its log, kubelet's registration, health, metrics, its end."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from csi import csi_pb2
+from csi import pluginregistration_pb2 as api
+from csi import pluginregistration_pb2_grpc as services
+from driver.core.sizes import MIB
+from tests.engines import Engine, engine, run
+from tests.plugins import Plugin, block_capability, mount_capability, plugin
+
+
+@pytest.fixture
+def made() -> Iterator[Engine]:
+    with engine() as running:
+        yield running
+
+
+def lines(one: Plugin) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in one.log.read_text().splitlines()]
+
+
+def port_of(one: Plugin) -> int:
+    return int(next(line["http"] for line in reversed(lines(one)) if line["event"] == "CSI is served"))
+
+
+def fetch(one: Plugin, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port_of(one)}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_every_call_is_a_line_and_no_line_has_a_secret(made: Engine) -> None:
+    with plugin(made, "--debug") as one:
+        volume = one.create("logged", 16 * MIB, secrets={"key": "TOP-SECRET"})
+        flags = mount_capability(flags=["nosuid", "TOP-SECRET-FLAG"])
+        with pytest.raises(grpc.RpcError):
+            one.stage(volume, flags)
+        with pytest.raises(grpc.RpcError):
+            one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(secrets={"key": "TOP-SECRET"}))
+        text = one.log.read_text()
+        assert "TOP-SECRET" not in text.replace("options 'TOP-SECRET-FLAG", "")
+        calls = [line for line in lines(one) if line["event"] == "call"]
+        assert [(line["call"], line["code"]) for line in calls] == [
+            ("CreateVolume", "OK"), ("NodeStageVolume", calls[1]["code"]), ("DeleteVolume", "INVALID_ARGUMENT"),
+        ]  # fmt: skip
+        assert calls[0]["name"] == "logged"
+        assert calls[1]["volume_id"] == volume
+        assert len({line["request"] for line in calls}) == 3
+        assert calls[1]["error"]
+        details = [line for line in lines(one) if line["event"] == "messages"]
+        assert {line["request"] for line in details} == {line["request"] for line in calls}
+
+
+def test_kubelet_learns_of_the_driver(made: Engine) -> None:
+    registry = made.state.parent / "plugins_registry"
+    path = registry / "csi.stillframe.io-reg.sock"
+    with plugin(made, "--registration", str(registry), "--kubelet-endpoint", "/var/lib/kubelet/csi.sock") as one:
+        with grpc.insecure_channel(f"unix://{path}") as channel:
+            kubelet: Any = services.RegistrationStub(channel)
+            info = kubelet.GetInfo(api.InfoRequest(), timeout=10)
+            assert (info.type, info.name, info.endpoint) == ("CSIPlugin", "csi.stillframe.io", "/var/lib/kubelet/csi.sock")
+            assert list(info.supported_versions) == ["1.0.0"]
+            kubelet.NotifyRegistrationStatus(api.RegistrationStatus(plugin_registered=True), timeout=10)
+        one.kill()
+        assert path.is_socket()  # a dead plugin's, which its successor replaces
+        one.start("--registration", str(registry))
+        with grpc.insecure_channel(f"unix://{path}") as channel:
+            again: Any = services.RegistrationStub(channel)
+            assert again.GetInfo(api.InfoRequest(), timeout=10).endpoint == one.endpoint.removeprefix("unix://")
+            refusal = api.RegistrationStatus(plugin_registered=False, error="another driver has the name")
+            again.NotifyRegistrationStatus(refusal, timeout=10)
+        assert one.process is not None
+        assert one.process.wait(20) != 0
+        assert "another driver has the name" in one.log.read_text()
+        assert not path.exists()
+
+
+def test_health_is_the_process_and_readiness_the_engine(made: Engine) -> None:
+    with plugin(made, "--http", "0") as one:
+        channel: Any = one.channel
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        assert fetch(one, "/healthz") == (200, "ok\n")
+        assert fetch(one, "/readyz") == (200, "ok\n")
+        assert fetch(one, "/nothing")[0] == 404
+        made.kill()
+        assert fetch(one, "/healthz")[0] == 200
+        status, text = fetch(one, "/readyz")
+        assert (status, "no engine runs" in text) == (503, True)
+        status, text = fetch(one, "/metrics")
+        assert (status, "stillframe_engine_up 0.0" in text) == (200, True)
+        made.start()
+        assert fetch(one, "/readyz")[0] == 200
+
+
+def value(text: str, name: str, **labels: str) -> float:
+    for line in text.splitlines():
+        match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+        if match and all(f'{key}="{wanted}"' in (match[1] or "") for key, wanted in labels.items()):
+            return float(match[2])
+    raise AssertionError(f"no {name} {labels} in\n{text}")
+
+
+def test_metrics_tell_what_happened(made: Engine) -> None:
+    with plugin(made, "--http", "0") as one:
+        volume = one.create("measured", 16 * MIB, block_capability())
+        device = made.call("volume.attach", name="measured")["device"]
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=256k", "count=64", "oflag=direct", "status=none")
+        one.snapshot(volume, "measured-1")
+        _, text = fetch(one, "/metrics")
+        assert value(text, "stillframe_engine_up") == 1
+        assert value(text, "stillframe_volume_size_bytes", volume="measured") == 16 * MIB
+        assert value(text, "stillframe_volume_attached", volume="measured") == 1
+        assert value(text, "stillframe_volume_written_bytes_total", volume="measured") == 16 * MIB
+        assert value(text, "stillframe_volume_write_duration_seconds_count", volume="measured") == 64
+        assert value(text, "stillframe_volume_write_duration_seconds_bucket", volume="measured", le="+Inf") == 64
+        assert 0 <= value(text, "stillframe_snapshot_age_seconds", volume="measured") < 60
+        assert value(text, "stillframe_snapshots_total", state="committed") == 1
+        assert value(text, "stillframe_csi_calls_total", method="CreateVolume", code="OK") == 1
+        assert value(text, "stillframe_csi_call_duration_seconds_count", method="CreateVolume", code="OK") == 1
+
+
+def test_a_second_plugin_on_the_socket_is_refused_and_a_stop_is_clean(made: Engine) -> None:
+    with plugin(made) as one:
+        other = Plugin(made)
+        other.start_process()
+        assert other.process is not None
+        assert other.process.wait(10) == 5
+        assert "another plugin listens" in one.log.read_text()
+        assert one.identity.Probe(csi_pb2.ProbeRequest()).ready.value
+        one.stop()
+        with socket.socket(socket.AF_UNIX) as gone, pytest.raises(OSError, match="No such file"):
+            gone.connect(one.endpoint.removeprefix("unix://"))
