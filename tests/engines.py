@@ -93,11 +93,19 @@ class Engine:
         return {process["key"]: process["pid"] for process in held["processes"]}
 
     def kill(self) -> None:
-        """SIGKILL the keeper, and so the whole engine."""
+        """SIGKILL the keeper, and so the whole engine; its service dies a moment later, which is waited for."""
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
         self.process = None
+        deadline = time.monotonic() + 10
+        while self._listens():
+            assert time.monotonic() < deadline, "the engine's service outlived its keeper"
+            time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(str(self.state / "run/engine.sock")) == 0
 
     def stop(self) -> None:
         """SIGTERM, and wait."""

@@ -35,6 +35,7 @@ from driver.engine.helpers import HELPERS
 from driver.engine.kept import Kept, Process
 from driver.engine.settings import CANNOT_START
 from driver.host import kernel
+from driver.host.log import say
 from driver.host.spawn import fork, spawn_module
 from driver.volume import process
 
@@ -116,7 +117,7 @@ class Keeper:
                 if dead.volume in self._fds:
                     self._fork(dead)
         except OSError as error:  # EAGAIN, ENOMEM: the machine is full for now
-            say(f"cannot start a process: {error}; trying again")
+            say("keeper", f"cannot start a process: {error}; trying again")
             return False
         return not (self._service_due or self._transfer_due)
 
@@ -135,7 +136,7 @@ class Keeper:
         try:
             received = messages.receive(self._service)
         except (OSError, StillframeError) as error:
-            say(f"the engine service's connection broke: {error}")
+            say("keeper", f"the engine service's connection broke: {error}")
             received = None
         if received is None:
             self._selector.unregister(self._service)
@@ -163,7 +164,7 @@ class Keeper:
         try:
             messages.send(self._service, {"id": number, **message}, fds or [])
         except OSError as error:
-            say(f"the engine service does not take answers: {error}")
+            say("keeper", f"the engine service does not take answers: {error}")
 
     def _do(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any] | None, list[int]]:
         """Carry out a request; None means that the answer comes later."""
@@ -292,11 +293,11 @@ class Keeper:
                 self._stopping = True
                 self.exit_code = 1
             elif pid == self._service_pid:
-                say(f"the engine service ended ({code}); starting it again")
+                say("keeper", f"the engine service ended ({code}); starting it again")
                 self._service_pid = 0
                 self._end_helpers()
             elif pid == self._transfer_pid:
-                say(f"the transfer supervisor ended ({code}); starting it again")
+                say("keeper", f"the transfer supervisor ended ({code}); starting it again")
                 self._transfer_pid = 0
                 self._transfer_due = time.monotonic() + 0.1
             else:
@@ -329,9 +330,9 @@ class Keeper:
 
     def _give_up(self, failed: Process) -> None:
         """A process that cannot be kept alive. A volume process: its volume answers EIO from now on; a session goes on."""
-        say(f"volume {failed.volume}: {failed.key} died too often and is not started again")
+        say("keeper", f"volume {failed.volume}: {failed.key} died too often and is not started again")
         if failed.name == "serve":
-            say(f"volume {failed.volume}: its device is dead until it is detached and attached again")
+            say("keeper", f"volume {failed.volume}: its device is dead until it is detached and attached again")
             for key in self._kept.keys(failed.volume, "serve"):
                 self._kill(self._kept.remove(failed.volume, key))
             fuse = self._fds.get(failed.volume, {}).pop("fuse", None)
@@ -368,11 +369,6 @@ class Keeper:
             if pid:
                 os.kill(pid, signal.SIGTERM)
                 os.waitpid(pid, 0)
-
-
-def say(text: str) -> None:
-    """A line in the log (standard error)."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} keeper: {text}", file=sys.stderr, flush=True)
 
 
 def lock_state(state: str) -> int:
@@ -422,7 +418,7 @@ def main() -> NoReturn:
     try:
         kernel.umount(f"{state}/{_DEVICES}")
     except OSError as error:
-        say(f"{state}/{_DEVICES} stays mounted: {error}")
+        say("keeper", f"{state}/{_DEVICES} stays mounted: {error}")
     sys.exit(keeper.exit_code)
 
 

@@ -30,6 +30,8 @@ from driver.engine.settings import CANNOT_START, Settings, parse
 from driver.engine.snapshots import Snapshots
 from driver.engine.volumes import Volumes
 from driver.host import kernel
+from driver.host.log import say
+from driver.host.sockets import listen
 
 _PEER: Final = struct.Struct("3i")
 _TRANSFER_SECONDS: Final = 20.0
@@ -64,7 +66,7 @@ class Service:
     def _clean(self) -> None:
         """Take away what an earlier engine on this state folder left: loop devices and nodes."""
         for line in self.keeper.run("clean", [], records=f"{self.settings.state}/run/loops")["stuck"]:
-            say(f"left by an earlier engine: {line}")
+            say("engine", f"left by an earlier engine: {line}")
         for name in os.listdir(self.settings.state / "dev"):
             os.unlink(self.settings.state / "dev" / name)
 
@@ -93,7 +95,7 @@ class Service:
                     self.volumes.detach(record.name)
                 except StillframeError as error:
                     if time.monotonic() > deadline:
-                        say(f"stopping although volume {record.name} is in use: {error}")
+                        say("engine", f"stopping although volume {record.name} is in use: {error}")
                         break
                     time.sleep(0.2)
         self.keeper.stop()
@@ -287,25 +289,7 @@ def serve_connection(service: Service, connection: socket.socket) -> None:
                     messages.close_all(fds)
                 messages.send(connection, result)
         except (OSError, StillframeError) as error:
-            say(f"a connection broke: {error}")
-
-
-def listen(path: str) -> socket.socket:
-    """A listening socket at `path`, mode 0600; what was there is replaced."""
-    beside = f"{path}.new"
-    if os.path.exists(beside):
-        os.unlink(beside)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(beside)
-    os.chmod(beside, 0o600)
-    listener.listen(64)
-    os.rename(beside, path)
-    return listener
-
-
-def say(text: str) -> None:
-    """A line in the log (standard error)."""
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} engine: {text}", file=sys.stderr, flush=True)
+            say("engine", f"a connection broke: {error}")
 
 
 def main() -> NoReturn:
@@ -316,11 +300,11 @@ def main() -> NoReturn:
     try:
         service = Service(given, keeper_fd)
     except StillframeError as error:
-        say(f"error: {error.message}; {error.hint}")
+        say("engine", f"error: {error.message}; {error.hint}")
         sys.exit(CANNOT_START)
     service.resume()
-    listener = listen(str(given.state / "run" / "engine.sock"))
-    say(f"ready on {given.state}")
+    listener = listen(given.state / "run" / "engine.sock", "engine")
+    say("engine", f"ready on {given.state}")
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=serve_connection, args=[service, connection], daemon=True).start()

@@ -25,6 +25,7 @@ from driver.engine.table import RUNNING, Table, packs_role
 from driver.engine.volumes import Volumes
 from driver.engine.watcher import Watcher
 from driver.host.freeze import frozen
+from driver.host.log import say
 from driver.transfer.packbuffer import memory_bytes
 
 _POLL_SECONDS: Final = 0.05
@@ -277,7 +278,7 @@ class Sessions:
         try:
             self._watcher.release(record.volume_id, record.id)
         except (StillframeError, OSError) as error:
-            print(f"session {record.name}: {error}; trying again", flush=True)
+            say("engine", f"session {record.name}: {error}; trying again")
             threading.Timer(1.0, self._undo, [record]).start()
         else:
             self._table.forget(record)

@@ -29,6 +29,7 @@ from driver.engine.settings import Settings
 from driver.engine.table import RUNNING, Table, packs_role, session_of_role, sweep_key
 from driver.engine.volumes import Volumes
 from driver.host import disks, files
+from driver.host.log import say
 from driver.volume.layout import running_session
 
 _DRAIN_SECONDS: Final = 0.5
@@ -100,11 +101,10 @@ class Watcher:
         wait = 0.1
         while True:
             try:
-                self.release(volume_id, session)
-                self._close(volume_id)
+                self._release_and_close(volume_id, session)
                 return
             except (StillframeError, OSError) as error:
-                print(f"session {session}: {error}; trying again", flush=True)
+                say("engine", f"session {session}: {error}; trying again")
                 time.sleep(wait)
                 wait = min(2 * wait, _AGAIN_SECONDS_MAX)
 
@@ -117,15 +117,14 @@ class Watcher:
                 return
             try:
                 self._cancel(record)
-                self.release(record.volume_id, record.id)
-                self._close(record.volume_id)
+                self._release_and_close(record.volume_id, record.id)
                 self._settled(record)
                 return
             except (RepositoryUnavailable, EngineUnavailable, FailedPrecondition, OSError) as error:
                 if self._table.is_aborted(record.id):
                     self._table.save(record.changed(state="aborted", error=_DELETED.to_message()))
                     return
-                print(f"session {record.name}: {error}; trying again", flush=True)
+                say("engine", f"session {record.name}: {error}; trying again")
                 time.sleep(wait)
                 wait = min(2 * wait, _AGAIN_SECONDS_MAX)
             except StillframeError as error:
@@ -170,7 +169,7 @@ class Watcher:
                 if outcome is not None:
                     self._end(record, outcome)
             except (StillframeError, OSError) as error:
-                print(f"session {record.name}: {error}; trying again", flush=True)
+                say("engine", f"session {record.name}: {error}; trying again")
                 time.sleep(1.0)
 
     def _look(self, record: SessionRecord) -> dict[str, Any] | None:
@@ -263,7 +262,7 @@ class Watcher:
 
     def _clone_ended(self, record: SessionRecord) -> None:
         if record.state != "committed":
-            print(f"clone of {record.volume_name}: {record.error}", flush=True)
+            say("engine", f"clone of {record.volume_name}: {record.error}")
             self._drop_clone(record)
             return
         target = self._volumes.by_id(record.target or "")
@@ -285,7 +284,7 @@ class Watcher:
             self._folder.save_session(record)
         except OSError as error:
             is_noted = False
-            print(f"session {record.name}: its end cannot be noted: {error}", flush=True)
+            say("engine", f"session {record.name}: its end cannot be noted: {error}")
         self.release(record.volume_id, record.id)
         files.remove(self._folder.session_folder(record.id) / "spool")
         files.remove(self._statistics(record))
@@ -307,10 +306,22 @@ class Watcher:
             self._transfer.cancel(record.id)
 
     def _close(self, volume_id: str) -> None:
-        of = next((v for v in self._volumes.all() if v.id == volume_id), None)
-        if of is not None:
+        """Have the keeper let go of the volume, if nothing else needs it."""
+        with contextlib.suppress(NotFound):
+            of = self._volumes.by_id(volume_id)
             with self._volumes.locked(of.name):
                 self._volumes.close(of)
+
+    def _release_and_close(self, volume_id: str, session: str) -> None:
+        """For a session that nobody works for: a new one of the same name must not begin in between, so under the lock."""
+        try:
+            of = self._volumes.by_id(volume_id)
+        except NotFound:
+            self.release(volume_id, session)
+            return
+        with self._volumes.locked(of.name):
+            self.release(volume_id, session)
+            self._volumes.close(of)
 
     def release(self, volume_id: str, session: str) -> None:
         """End the session in the volume's memory. Nothing happens if that is done, or if the memory is gone."""

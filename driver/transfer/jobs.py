@@ -10,7 +10,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -29,6 +28,7 @@ from driver.core.errors import (
     StillframeError,
 )
 from driver.core.messages import close_all
+from driver.host.log import say
 from driver.host.spawn import popen_module
 from driver.transfer import small
 from driver.transfer.specs import DESCRIPTORS, OF_SESSIONS
@@ -204,8 +204,7 @@ class Jobs:
                     f"the {job.kind} process died too often, now with {_ending(code)}", "the engine's log may say why"
                 )
             deaths.append(now)
-            text = f"transfer: a {job.kind} process ended with {_ending(code)}; starting it again"
-            print(text, file=sys.stderr, flush=True)
+            say("transfer", f"a {job.kind} process ended with {_ending(code)}; starting it again")
             time.sleep(_AGAIN_SECONDS)
 
     def _one_process(self, job: Job) -> tuple[int, dict[str, Any]]:

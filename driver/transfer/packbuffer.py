@@ -42,7 +42,6 @@ class Header(enum.IntEnum):
     ZERO_CHUNKS = 11
     RETRIES = 12
     STORED_BYTES = 13  # uncompressed bytes of the stored chunks
-    MANIFEST_DONE = 14  # 1 from the commit on
 
 
 class State(enum.IntEnum):

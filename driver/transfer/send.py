@@ -201,7 +201,6 @@ class Sender:
             found = catalog.read_manifest(self._store, session.of.snapshot.id)
             manifest = self._accept(found)
         self._meter.add(UPLOADED_BYTES=len(data))
-        self._packs.set(Header.MANIFEST_DONE, 1)
         return manifest
 
     def _accept(self, found: Manifest | records.Aborted | None) -> Manifest:

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from driver.core import messages, settings
-from driver.core.errors import FailedPrecondition, Internal, InvalidArgument, NotPermitted, StillframeError
+from driver.core.errors import Internal, InvalidArgument, NotPermitted, StillframeError
 from driver.core.messages import Message
 from driver.host import kernel
+from driver.host.log import say
+from driver.host.sockets import listen
 from driver.transfer.jobs import Jobs, Spawner
 
 SOCKET: Final = "run/transfer.sock"
@@ -107,28 +109,7 @@ def serve_connection(jobs: Jobs, connection: socket.socket) -> None:
                     return
                 messages.send(connection, answer(jobs, *received))
         except OSError as error:
-            print(f"transfer: a connection broke: {error}", file=sys.stderr, flush=True)
-
-
-def listen(path: Path) -> socket.socket:
-    """A listening socket at `path`, mode 0600, in a folder of mode 0700; a dead one there is replaced.
-
-    Raises FailedPrecondition if another supervisor listens, InvalidArgument if the path cannot be a socket's.
-    """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        if path.exists():
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-                if other.connect_ex(str(path)) == 0:
-                    raise FailedPrecondition(f"another transfer supervisor listens at {path}", "stop it first")
-            path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        path.chmod(0o600)
-    except OSError as error:
-        raise InvalidArgument(f"cannot listen at {path}: {error}", "use a state folder with a short path") from error
-    listener.listen(64)
-    return listener
+            say("transfer", f"a connection broke: {error}")
 
 
 def accept(jobs: Jobs, listener: socket.socket) -> None:
@@ -158,9 +139,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     jobs = Jobs(state, spawner)
     path = state / SOCKET
     try:
-        listener = listen(path)
+        listener = listen(path, "transfer supervisor")
     except StillframeError as error:
-        print(f"transfer: error: {error.message}; {error.hint}", file=sys.stderr, flush=True)
+        say("transfer", f"error: {error.message}; {error.hint}")
         sys.exit(1)
     threading.Thread(target=accept, args=[jobs, listener], name="accept", daemon=True).start()
     threading.Thread(target=warm, args=[state], name="warm", daemon=True).start()
