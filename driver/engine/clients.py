@@ -87,6 +87,10 @@ class KeeperClient:
     def keep(self, volume: str, key: str, name: str, argument: dict[str, Any]) -> None:
         self._call("keep", volume=volume, key=key, name=name, argument=argument)
 
+    def kick(self, volume: str, key: str) -> None:
+        """Kill a kept process; the keeper starts it again."""
+        self._call("kick", volume=volume, key=key)
+
     def unkeep(self, volume: str, key: str | None = None) -> None:
         self._call("unkeep", volume=volume, key=key)
 

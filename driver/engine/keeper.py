@@ -7,6 +7,7 @@ pair (`driver.core.messages`); each request has an `id`, which its answer repeat
     take    volume, roles                 answers with duplicates of them
     drop    volume [, roles]              close them, all of them without `roles`
     keep    volume, key, name, argument   fork `driver.volume.process`.<name>, again whenever it dies, until it returns
+    kick    volume, key                   kill it; it is started again
     unkeep  volume [, key]                kill; answers when they are reaped
     run     volumes, helper, argument     fork `driver.engine.helpers`.<helper>; answers when it ends
     show    volume                        what is held and kept of it
@@ -194,6 +195,8 @@ class Keeper:
                     raise InvalidArgument(f"there is no process {message['name']!r}")
                 self._kept.add(Process(message["volume"], message["key"], message["name"], message["argument"]))
                 self._start_due()
+            case "kick":
+                self._kill(self._kept.named(message["volume"], message["key"]))
             case "unkeep":
                 pids = self._kill(self._kept.remove(message["volume"], message.get("key")))
                 if pids:

@@ -37,9 +37,13 @@ class Kept:
         if known is None or known.finished:
             self._processes[process.volume, process.key] = process
 
+    def named(self, volume: str, key: str | None) -> list[Process]:
+        """The volume's process `key`, or all of them."""
+        return [p for p in self._processes.values() if p.volume == volume and key in (None, p.key)]
+
     def remove(self, volume: str, key: str | None) -> list[Process]:
         """Forget the volume's process `key`, or all of them; they are the caller's to kill and reap."""
-        gone = [p for p in self._processes.values() if p.volume == volume and key in (None, p.key)]
+        gone = self.named(volume, key)
         for process in gone:
             del self._processes[process.volume, process.key]
         return gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 from driver.core.errors import DeviceError, OutOfSpace, SnapshotFailed, StillframeError
@@ -30,6 +31,13 @@ class Meter:
         """Whether the sweep is done: nothing is captured any more."""
         with self._lock:
             return not self._closed and bool(self._packs.get(Header.SWEEP_DONE))
+
+    def sweeper_silent_seconds(self) -> float:
+        """Since the sweeper last showed that it is alive."""
+        with self._lock:
+            if self._closed:
+                return 0.0
+            return (time.monotonic_ns() - self.shared.words[Word.SWEEP_NANOSECONDS]) / 1e9
 
     def _sum(self, word: SlotWord) -> int:
         count = self.shared.words[Word.SLOT_COUNT]

@@ -36,6 +36,8 @@ _DRAIN_SECONDS: Final = 0.5
 """Writes wait while the end of a session waits for one in hand: not long, and again later."""
 _AGAIN_SECONDS_MAX: Final = 30.0
 _POLL_SECONDS: Final = 0.05
+_SILENT_SECONDS: Final = 5.0
+"""A sweeper that has not moved for so long hangs."""
 _DELETED: Final = SnapshotFailed("it was deleted while it was being made")
 
 
@@ -57,6 +59,7 @@ class Watcher:
         self._keeper = keeper
         self._transfer = transfer
         self._table = table
+        self._kicked: dict[str, float] = {}  # when a hung sweeper was killed; each session's thread has its own entry
 
     def start(self, record: SessionRecord) -> None:
         argument = {
@@ -207,11 +210,20 @@ class Watcher:
     def _look_at_sweeper(self, record: SessionRecord, meter: Meter) -> dict[str, Any] | None:
         process = self._keeper.show(record.volume_id, sweep_key(record.id))
         if process is not None and not process["finished"]:
+            self._kick_if_hung(record, meter, process["pid"])
             return None
         if meter.swept() or failure_of(meter.shared, record) is not None:
             return None
         error = SnapshotFailed("its sweeper died again and again", "the engine's log says of what")
         return {"state": "failed", "error": error.to_message()}
+
+    def _kick_if_hung(self, record: SessionRecord, meter: Meter, pid: int) -> None:
+        """A sweeper that stands still may hold a chunk's lock, which a write waits for. A new one has as long as the old."""
+        silent = min(meter.sweeper_silent_seconds(), time.monotonic() - self._kicked.get(record.id, 0.0))
+        if silent > _SILENT_SECONDS and not meter.swept():
+            say("engine", f"session {record.name}: its sweeper ({pid}) has not moved for {silent:.0f} s; starting another")
+            self._kicked[record.id] = time.monotonic()
+            self._keeper.kick(record.volume_id, sweep_key(record.id))
 
     def _start_sender(self, record: SessionRecord) -> None:
         (packs,) = self._keeper.take(record.volume_id, [packs_role(record.id)])
@@ -297,6 +309,7 @@ class Watcher:
         else:
             self._table.show(record)
         self._table.drop_meter(record)
+        self._kicked.pop(record.id, None)
         with contextlib.suppress(StillframeError):
             self._transfer.forget(record.id)
 

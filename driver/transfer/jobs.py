@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import subprocess
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -37,6 +38,8 @@ _WAIT_SECONDS_MAX: Final = 10.0
 _DEATHS_MAX: Final = 5
 _DEATHS_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 0.05
+_SILENT_SECONDS: Final = 10.0
+"""A process that has not told its progress for so long hangs, and is killed; it tells five times a second."""
 _SPEC_BYTES_MAX: Final = 60_000  # a pipe takes 64 KiB without a reader (pipe(7))
 
 
@@ -225,18 +228,20 @@ class Jobs:
             job.process = process
             if job.cancelled:
                 process.kill()
-        with open(told_read, "rb") as told:
-            final = _listen(job, told)
+        try:
+            final = _listen(job, process, told_read)
+        finally:
+            os.close(told_read)
         code = process.wait()
         with job.changed:
             job.process = None
         return code, final
 
 
-def _listen(job: Job, told: Any) -> dict[str, Any]:
-    """Follow the progress until the process closes the pipe; its last word."""
+def _listen(job: Job, process: subprocess.Popen[bytes], told: int) -> dict[str, Any]:
+    """Follow the progress until the process closes the pipe; its last word. One that falls silent is killed."""
     final: dict[str, Any] = {}
-    for line in told:
+    for line in _lines(told, lambda: _kill_silent(job, process)):
         try:
             message = json.loads(line)
         except ValueError:
@@ -247,6 +252,27 @@ def _listen(job: Job, told: Any) -> dict[str, Any]:
         else:
             final = message
     return final
+
+
+def _lines(pipe: int, on_silence: Callable[[], None]) -> Iterator[bytes]:
+    """The lines that come out of a pipe until it is closed; `on_silence` whenever nothing came for a while."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    rest = b""
+    while True:
+        if not poll.poll(_SILENT_SECONDS * 1000):
+            on_silence()
+            continue
+        data = os.read(pipe, 65536)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+
+
+def _kill_silent(job: Job, process: subprocess.Popen[bytes]) -> None:
+    say("transfer", f"a {job.kind} process ({process.pid}) has been silent for {_SILENT_SECONDS:.0f} s; killing it")
+    process.kill()
 
 
 def _ending(code: int) -> str:

@@ -10,6 +10,8 @@ from driver.volume.layout import Shared, SlotWord, Word
 _BUSY_WITHIN_NANOSECONDS: Final = 20_000_000
 _FULL_SHARE: Final = 2
 _BACKLOG_SECONDS: Final = 1.0
+_LIFE_SECONDS: Final = 1.0
+"""The sweeper shows that it is alive at least so often."""
 
 
 class Pace:
@@ -37,8 +39,10 @@ class Pace:
             now = time.monotonic()
             self._next = max(self._next + self._interval, now - _BACKLOG_SECONDS)
             wait = self._next - now
-        if wait > 0:
-            time.sleep(wait)
+        while wait > 0:
+            self._shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
+            time.sleep(min(wait, _LIFE_SECONDS))
+            wait -= _LIFE_SECONDS
 
     def _latency_of_users(self) -> float:
         """Seconds of the slowest last answer among those of the last 20 ms; 0 if nobody is there."""

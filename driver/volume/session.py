@@ -69,6 +69,7 @@ def _prepare(part: Part) -> None:
     shared.words[Word.ON_FULL] = limits.on_full
     shared.words[Word.MEMORY_LIMIT] = limits.memory
     shared.words[Word.SPILL_LIMIT] = limits.spill
+    shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
     for word in (Word.USED, Word.PEAK, Word.SPILL_USED, Word.SWEPT_CHUNKS):
         shared.words[word] = 0
 
