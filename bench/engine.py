@@ -97,7 +97,7 @@ def engine(plan: Plan, store: Store | None = None, *options: str) -> Iterator[En
     running = Engine(state, plan.folder / "engine.log")
     if store is not None:
         running.use(store)
-    command = python_module("driver.engine.keeper", "--state", str(state), *options)
+    command = python_module("driver.engine", "--state", str(state), *options)
     with daemon(command, running.log, stop_seconds=60) as process:
         wait_until("an answer of the engine", running.answers, process, running.log)
         transfer = state / "run" / "transfer.sock"

@@ -29,22 +29,32 @@ class Engine:
         self.log = state.parent / f"{state.name}.log"
         self.arguments = arguments
         self.process: subprocess.Popen[bytes] | None = None
+        self.code: Path | None = None
+        """The tree whose engine is started, if it is not this one."""
 
-    def start(self, environment: dict[str, str] | None = None) -> Engine:
-        command = [sys.executable, "-m", "driver.engine.keeper", "--state", str(self.state), *self.arguments]
+    def start(self, environment: dict[str, str] | None = None, *more: str) -> Engine:
+        command = [sys.executable, "-m", "driver.engine", "--state", str(self.state), *self.arguments, *more]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
-            )
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.code,
+                env={**os.environ, **(environment or {})},
+            )  # fmt: skip
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError, StillframeError):
-                self.call("engine.info")
-                if (self.state / "run/transfer.sock").exists():
+                of = self.call("engine.info")["keeper"]
+                if of == self.process.pid and (self.state / "run/transfer.sock").exists():
                     return self
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
+
+    def take_over(self) -> int:
+        """Start a second engine in the place of the one that runs: the exit code of the first."""
+        old = self.process
+        assert old is not None
+        self.start(None, "--take-over")
+        return old.wait(20)
 
     def call(self, call: str, **arguments: Any) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as connection:

@@ -30,10 +30,12 @@ def engine() -> None:
 @click.option("--upload-rate", type=SIZE, default="0", show_default=True, help="Bytes a second of an upload; 0: no limit.")
 @click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
               help="Seconds that a stop waits for devices in use.")  # fmt: skip
+@click.option("--take-over", is_flag=True,
+              help="Take the volumes over from the engine that runs, if one does; they stay in use.")  # fmt: skip
 @pass_context
 def run(
     context: Context, node: str, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int,
-    grace: float,
+    grace: float, take_over: bool,
 ) -> None:  # fmt: skip
     """Run the engine in the foreground, until it is stopped (SIGTERM or `engine stop`)."""
     state = context.client.state
@@ -50,7 +52,9 @@ def run(
         "--spill", str(checked.spill_bytes), "--upload-rate", str(checked.upload_rate),
         "--grace", str(checked.grace_seconds),
     ]  # fmt: skip
-    os.execv(sys.executable, [sys.executable, "-m", "driver.engine.keeper", *arguments])
+    if take_over:
+        arguments.append("--take-over")
+    os.execv(sys.executable, [sys.executable, "-m", "driver.engine", *arguments])
 
 
 @engine.command()

@@ -17,33 +17,36 @@ pair (`driver.core.messages`); each request has an `id`, which its answer repeat
 
 from __future__ import annotations
 
-import argparse
-import fcntl
-import gc
 import json
 import os
 import selectors
 import signal
 import socket
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from pathlib import Path
+from typing import Any, Final
 
 from driver.core import messages
 from driver.core.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, StillframeError
+from driver.engine import handover
+from driver.engine.handover import Holdings
 from driver.engine.helpers import HELPERS
 from driver.engine.kept import Kept, Process
 from driver.engine.settings import CANNOT_START
-from driver.host import kernel
 from driver.host.log import say
+from driver.host.sockets import listen
 from driver.host.spawn import fork, spawn_module
 from driver.volume import process
 
 MAINS: Final = {"serve": process.serve, "sweep": process.sweep}
-_DEVICES: Final = "dev"
 _AGAIN_SECONDS: Final = 0.2
+"""Between two attempts to start the same thing."""
 _HELPERS_SECONDS: Final = 10.0
+_ENDING_POLL_SECONDS: Final = 0.01
+SOCKET: Final = "keeper.sock"
+"""Under `run`, where a new keeper asks to take over."""
 
 
 @dataclass(slots=True)
@@ -67,22 +70,25 @@ class Ending:
 class Keeper:
     """State and event loop of the keeper process."""
 
-    def __init__(self, state: str, lock: int, arguments: list[str], with_transfer: bool) -> None:
+    def __init__(self, state: str, holdings: Holdings, arguments: list[str], with_transfer: bool) -> None:
         self._state = state
-        self._lock = lock
+        self._lock = holdings.lock
         self._arguments = arguments
         self._with_transfer = with_transfer
         self._selector = selectors.DefaultSelector()
-        self._fds: dict[str, dict[str, int]] = {}
-        self._kept = Kept()
+        self._fds = holdings.fds
+        self._kept = Kept(holdings.processes)
         self._running: dict[int, Helper] = {}  # by the pipe that it speaks into
         self._ending: list[Ending] = []
         self._service: socket.socket | None = None
         self._service_pid = 0
         self._service_due = 0.0  # when a service is to be started at the latest; 0 while one runs
+        self._service_started = 0.0
         self._transfer_pid = 0
         self._transfer_due = 0.0
         self._stopping = False
+        self._successors: socket.socket | None = None
+        self.is_handed_over = False
         self.exit_code = 0
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake)
@@ -94,8 +100,13 @@ class Keeper:
         if number != signal.SIGCHLD and self._service is not None:
             messages.send(self._service, {"event": "stop"})
 
+    def start_kept(self) -> None:
+        """Start the processes of volumes that were taken over."""
+        self._start_due()
+
     def run(self) -> None:
-        """Until a `stop`."""
+        """Until a `stop`, or until a new keeper has taken over."""
+        self._listen()
         self._service_due = time.monotonic()
         if self._with_transfer:
             self._transfer_due = time.monotonic()
@@ -104,13 +115,26 @@ class Keeper:
             for key, _ in self._selector.select(_AGAIN_SECONDS if waits else None):
                 self._on_readable(key)
             self._reap()
-        self._end()
+        if not self.is_handed_over:
+            self._end()
+
+    def _listen(self) -> None:
+        """Be there for a keeper that is to take over."""
+        self._successors = listen(Path(self._state) / "run" / SOCKET, "engine")
+        self._selector.register(self._successors, selectors.EVENT_READ)
+
+    def _listen_no_more(self) -> None:
+        if self._successors is not None:
+            self._selector.unregister(self._successors)
+            self._successors.close()
+            self._successors = None
 
     def _start_due(self) -> bool:
         """Start what is to run and does not. False if something has to be tried again."""
         now = time.monotonic()
         try:
-            if self._service_due and (not self._running or now >= self._service_due):
+            may_start = now >= self._service_started + _AGAIN_SECONDS and not self._running
+            if self._service_due and (may_start or now >= self._service_due):
                 self._start_service()
             if self._transfer_due and now >= self._transfer_due:
                 self._start_transfer()
@@ -127,6 +151,8 @@ class Keeper:
             os.read(self._wake, 4096)
         elif self._service is not None and key.fileobj is self._service:
             self._on_request()
+        elif self._successors is not None and key.fileobj is self._successors:
+            self._on_successor()
         elif key.fd in self._running:
             self._on_output(key.fd)
 
@@ -226,6 +252,65 @@ class Keeper:
     def _list(self) -> dict[str, Any]:
         volumes = {volume: self._show(volume) for volume in self._fds}
         return {"volumes": volumes, "service": self._service_pid, "transfer": self._transfer_pid}
+
+    # --- another keeper
+
+    def _on_successor(self) -> None:
+        assert self._successors is not None
+        with self._successors.accept()[0] as peer:
+            try:
+                handover.admit(peer)
+                say("keeper", "handing over to another keeper")
+                self._end_of_service()
+                handover.give(peer, Holdings(self._lock, self._fds, self._kept.all()))
+                self._listen_no_more()
+                self._end_kept()
+                handover.tell(peer, "dead")
+                handover.expect(peer, "taken")
+            except (StillframeError, OSError) as error:
+                say("keeper", f"not handed over, going on: {error}")
+                handover.refuse(peer, error)
+                self._go_on()
+            else:
+                say("keeper", "handed over")
+                self._stopping = self.is_handed_over = True
+
+    def _end_of_service(self) -> None:
+        """End the engine service, its helpers and the senders; the volumes do not notice. Raises FailedPrecondition."""
+        if self._service is not None:
+            self._selector.unregister(self._service)
+            self._service.close()
+            self._service = None
+        self._service_due = self._transfer_due = 0.0
+        if self._service_pid:
+            os.kill(self._service_pid, signal.SIGKILL)
+        if self._transfer_pid:
+            os.kill(self._transfer_pid, signal.SIGTERM)
+        self._until(lambda: not (self._service_pid or self._transfer_pid or self._running), "service, helpers and senders")
+
+    def _end_kept(self) -> None:
+        """Kill the processes of all volumes, and wait until they are dead. Raises FailedPrecondition."""
+        self._kill(self._kept.all())
+        self._until(lambda: not any(kept.pid for kept in self._kept.all()), "processes of the volumes")
+
+    def _until(self, is_done: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _HELPERS_SECONDS
+        while not is_done():
+            if time.monotonic() > deadline:
+                raise FailedPrecondition(f"the {what} do not end", "a process may wait for the disk (state D in ps, dmesg)")
+            for key, _ in self._selector.select(_ENDING_POLL_SECONDS):
+                if key.fd == self._wake or key.fd in self._running:
+                    self._on_readable(key)
+            self._reap()
+
+    def _go_on(self) -> None:
+        """After a handover that came to nothing."""
+        if self._successors is None:
+            self._listen()
+        if not self._service_pid:
+            self._service_due = time.monotonic()
+        if self._with_transfer and not self._transfer_pid:
+            self._transfer_due = time.monotonic()
 
     # --- forks
 
@@ -357,6 +442,7 @@ class Keeper:
         finally:
             theirs.close()
         self._service_due = 0.0
+        self._service_started = time.monotonic()
         self._service = ours
         self._selector.register(ours, selectors.EVENT_READ)
 
@@ -372,58 +458,3 @@ class Keeper:
             if pid:
                 os.kill(pid, signal.SIGTERM)
                 os.waitpid(pid, 0)
-
-
-def lock_state(state: str) -> int:
-    """The lock of the state folder, held by us and by all that we fork. Raises FailedPrecondition if another has it."""
-    os.makedirs(state, mode=0o700, exist_ok=True)
-    lock = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FailedPrecondition(
-            f"another engine runs on {state}", "stop it first (stillframe engine stop), or use another --state"
-        ) from None
-    return lock
-
-
-def prepare_mounts(state: str) -> int:
-    """A place for device nodes that the host sees, and a mount namespace of our own. A descriptor of the host's one."""
-    devices = f"{state}/{_DEVICES}"
-    os.makedirs(devices, mode=0o700, exist_ok=True)
-    if not os.path.ismount(devices):
-        kernel.mount("stillframe-dev", devices, "tmpfs", kernel.MS_NOSUID | kernel.MS_NOEXEC, "mode=0700,size=1m")
-    host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    kernel.unshare_mounts()
-    return host
-
-
-def main() -> NoReturn:
-    parser = argparse.ArgumentParser(prog="stillframe-keeper")
-    parser.add_argument("--state", required=True)
-    parser.add_argument("--without-transfer", action="store_true", help="the transfer supervisor runs elsewhere")
-    options, rest = parser.parse_known_args()
-    state = os.path.realpath(options.state)
-    try:
-        lock = lock_state(state)
-        host = prepare_mounts(state)
-    except StillframeError as error:
-        sys.exit(f"error: {error.message}\nhint: {error.hint}")
-    except OSError as error:
-        sys.exit(f"error: {state}: {error}\nhint: run the engine as root")
-    kernel.set_process_name("sf-keeper")
-    kernel.no_core_dump()
-    gc.collect()
-    gc.freeze()  # what is shared with the forks stays shared: no collection writes to it
-    keeper = Keeper(state, lock, rest, not options.without_transfer)
-    keeper.run()
-    kernel.enter_mounts(host)
-    try:
-        kernel.umount(f"{state}/{_DEVICES}")
-    except OSError as error:
-        say("keeper", f"{state}/{_DEVICES} stays mounted: {error}")
-    sys.exit(keeper.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -28,8 +28,8 @@ class Process:
 class Kept:
     """All kept processes of all volumes."""
 
-    def __init__(self) -> None:
-        self._processes: dict[tuple[str, str], Process] = {}
+    def __init__(self, processes: Iterable[Process] = ()) -> None:
+        self._processes = {(process.volume, process.key): process for process in processes}
 
     def add(self, process: Process) -> None:
         """One with its volume and key that has not finished stays as it is."""

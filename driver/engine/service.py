@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -31,9 +30,8 @@ from driver.engine.snapshots import Snapshots
 from driver.engine.volumes import Volumes
 from driver.host import kernel
 from driver.host.log import say
-from driver.host.sockets import listen
+from driver.host.sockets import check_peer, listen
 
-_PEER: Final = struct.Struct("3i")
 _TRANSFER_SECONDS: Final = 20.0
 
 
@@ -115,7 +113,7 @@ def _info(service: Service, arguments: Arguments) -> Message:
     configured = settings.repositories(given.state)
     return {
         "version": __version__, "node": service.settings.node,
-        "pid": os.getpid(), "engine_id": service.engine_id, "state": str(given.state),
+        "pid": os.getpid(), "keeper": os.getppid(), "engine_id": service.engine_id, "state": str(given.state),
         "repositories": [{"name": r.name, "url": r.url, "default": r.default} for r in configured],
         "settings": {
             "node_bytes": given.node_bytes, "session_bytes": given.session_bytes, "spill_bytes": given.spill_bytes,
@@ -273,10 +271,11 @@ def answer(service: Service, message: Message, fds: Sequence[int] = ()) -> Messa
 def serve_connection(service: Service, connection: socket.socket) -> None:
     """Answer the calls of one connection, after a look at who is there."""
     with connection:
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         try:
-            if _PEER.unpack(peer)[1] not in (0, os.geteuid()):
-                messages.send(connection, {"error": NotPermitted("only root may speak to the engine").to_message()})
+            try:
+                check_peer(connection, "engine")
+            except NotPermitted as error:
+                messages.send(connection, {"error": error.to_message()})
                 return
             while True:
                 received = messages.receive(connection)

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
 from driver.core.ids import check_name, is_id, new_id
@@ -20,6 +20,8 @@ from driver.engine.records import Folder, VolumeRecord
 from driver.engine.settings import PROCESSES_MAX, THREADS, Settings
 from driver.host import disks, files
 from driver.volume.layout import create_memory
+
+_SERVE: Final = "serve-"
 
 
 class Volumes:
@@ -262,7 +264,7 @@ class Volumes:
         self._keeper.run("mount", [record.id], file=self._file(record))
         for number in range(self._processes(record)):
             argument = {"first_slot": number * THREADS, "slots": THREADS}
-            self._keeper.keep(record.id, f"serve-{number}", "serve", argument)
+            self._keeper.keep(record.id, f"{_SERVE}{number}", "serve", argument)
         self._keeper.run(
             "attach", [record.id], file=self._file(record), node=self._node(record),
             block_size=record.logical_block_size, label=self._label(record), record=self._device_record(record),
@@ -272,8 +274,9 @@ class Volumes:
         self._keeper.run(
             "detach", [], file=self._file(record), node=self._node(record), record=self._device_record(record)
         )
-        for number in range(self._processes(record)):
-            self._keeper.unkeep(record.id, f"serve-{number}")
+        for process in self._keeper.show_all(record.id):
+            if process["key"].startswith(_SERVE):
+                self._keeper.unkeep(record.id, process["key"])
         self._keeper.drop(record.id, ["fuse"])
         self.close(record)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import Final
 
-from driver.core.errors import FailedPrecondition, InvalidArgument
+from driver.core.errors import FailedPrecondition, InvalidArgument, NotPermitted
 
 _BACKLOG: Final = 64
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7)
 
 
 def listen(path: Path, what: str) -> socket.socket:
@@ -38,3 +40,10 @@ def listen(path: Path, what: str) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def check_peer(connection: socket.socket, what: str) -> None:
+    """Raises NotPermitted if the other side runs neither as root nor as us."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    if _CREDENTIALS.unpack(credentials)[1] not in (0, os.geteuid()):
+        raise NotPermitted(f"only root may speak to the {what}")

@@ -18,7 +18,6 @@ import argparse
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 import traceback
@@ -31,11 +30,10 @@ from driver.core.errors import Internal, InvalidArgument, NotPermitted, Stillfra
 from driver.core.messages import Message
 from driver.host import kernel
 from driver.host.log import say
-from driver.host.sockets import listen
+from driver.host.sockets import check_peer, listen
 from driver.transfer.jobs import Jobs, Spawner
 
 SOCKET: Final = "run/transfer.sock"
-_PEER: Final = struct.Struct("3i")
 
 
 def _start(jobs: Jobs, call: Message, fds: list[int]) -> Message:
@@ -94,10 +92,11 @@ def answer(jobs: Jobs, call: Message, fds: list[int]) -> Message:
 def serve_connection(jobs: Jobs, connection: socket.socket) -> None:
     """Answer the calls of one connection, after a look at who is there."""
     with connection:
-        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         try:
-            if _PEER.unpack(peer)[1] not in (0, os.geteuid()):
-                messages.send(connection, {"error": NotPermitted("only root may speak to the supervisor").to_message()})
+            try:
+                check_peer(connection, "transfer supervisor")
+            except NotPermitted as error:
+                messages.send(connection, {"error": error.to_message()})
                 return
             while True:
                 try:

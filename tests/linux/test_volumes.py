@@ -153,7 +153,7 @@ def test_a_second_engine_on_the_same_state_folder_is_refused(one: Engine) -> Non
     import sys
 
     second = subprocess.run(
-        [sys.executable, "-m", "driver.engine.keeper", "--state", str(one.state)], capture_output=True, text=True,
+        [sys.executable, "-m", "driver.engine", "--state", str(one.state)], capture_output=True, text=True,
         timeout=20, check=False,
     )  # fmt: skip
     assert second.returncode != 0 and "another engine runs" in second.stderr

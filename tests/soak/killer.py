@@ -48,7 +48,9 @@ class Killer:
             seen = self._engine.call("engine.info")["processes"]
             now = time.monotonic()
             found = [
-                (name, pid) for name, pid in self._kinds[kind](seen) if pid and self._last.get(name, 0) < now - _APART_SECONDS
+                (name, pid)
+                for name, pid in self._kinds[kind](seen)
+                if pid and self._last.get(name, 0) < now - _APART_SECONDS
             ]
             if not found:
                 return

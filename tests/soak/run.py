@@ -70,8 +70,8 @@ class Soak:
             ["fio", "--name=soak", f"--filename={device}", f"--offset={_STAMPED}", f"--size={_SIZE - _STAMPED}",
              "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k", "--iodepth=16", "--ioengine=libaio", "--direct=1",
              "--verify=crc32c", "--verify_backlog=256", "--verify_fatal=1", "--rate_iops=300", "--time_based",
-             "--buffer_compress_percentage=90", "--verify_state_save=0", "--refill_buffers", f"--runtime={int(self._seconds)}",
-             "--output-format=json"],
+             "--buffer_compress_percentage=90", "--verify_state_save=0", "--refill_buffers",
+             f"--runtime={int(self._seconds)}", "--output-format=json"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -1,0 +1,103 @@
+"""`python -m driver.engine --state FOLDER`: become the keeper of a state folder, first or in another one's place."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import gc
+import os
+import socket
+import sys
+from typing import Final, NoReturn
+
+from driver.core.errors import FailedPrecondition, StillframeError
+from driver.engine import handover
+from driver.engine.handover import Holdings
+from driver.engine.keeper import SOCKET, Keeper
+from driver.host import kernel
+from driver.host.log import say
+
+_DEVICES: Final = "dev"
+
+
+def lock_state(state: str) -> int:
+    """The lock of the state folder, held by us and by all that we fork. Raises FailedPrecondition if another has it."""
+    os.makedirs(state, mode=0o700, exist_ok=True)
+    lock = os.open(f"{state}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FailedPrecondition(
+            f"another engine runs on {state}", "stop it first (stillframe engine stop), or use another --state"
+        ) from None
+    return lock
+
+
+def prepare_mounts(state: str) -> int:
+    """A place for device nodes that the host sees, and a mount namespace of our own. A descriptor of the host's one."""
+    devices = f"{state}/{_DEVICES}"
+    os.makedirs(devices, mode=0o700, exist_ok=True)
+    if not os.path.ismount(devices):
+        kernel.mount("stillframe-dev", devices, "tmpfs", kernel.MS_NOSUID | kernel.MS_NOEXEC, "mode=0700,size=1m")
+    host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    kernel.unshare_mounts()
+    return host
+
+
+def hold(state: str, take_over: bool) -> tuple[Holdings, socket.socket | None]:
+    """What the new keeper begins with: the lock alone, or all that another keeper has, and the connection to that one.
+
+    Raises FailedPrecondition if another engine runs and is not to be taken over, Unsupported if it cannot be.
+    """
+    peer = handover.ask(f"{state}/run/{SOCKET}") if take_over else None
+    if peer is None:
+        return Holdings(lock_state(state)), None
+    try:
+        return handover.receive(peer), peer
+    except BaseException:
+        peer.close()
+        raise
+
+
+def take(keeper: Keeper, peer: socket.socket) -> None:
+    """Serve the volumes from the moment on at which the other keeper's processes are dead."""
+    with peer:
+        handover.tell(peer, "ready")
+        handover.expect(peer, "dead")
+        keeper.start_kept()
+        handover.tell(peer, "taken")
+
+
+def main() -> NoReturn:
+    parser = argparse.ArgumentParser(prog="stillframe-keeper")
+    parser.add_argument("--state", required=True)
+    parser.add_argument("--without-transfer", action="store_true", help="the transfer supervisor runs elsewhere")
+    parser.add_argument("--take-over", action="store_true", help="take the volumes over from the keeper that runs")
+    options, rest = parser.parse_known_args()
+    state = os.path.realpath(options.state)
+    try:
+        holdings, peer = hold(state, options.take_over)
+        host = prepare_mounts(state)
+        kernel.set_process_name("sf-keeper")
+        kernel.no_core_dump()
+        gc.collect()
+        gc.freeze()  # what is shared with the forks stays shared: no collection writes to it
+        keeper = Keeper(state, holdings, rest, not options.without_transfer)
+        if peer is not None:
+            take(keeper, peer)
+    except StillframeError as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+    except OSError as error:
+        sys.exit(f"error: {state}: {error}\nhint: run the engine as root")
+    keeper.run()
+    if not keeper.is_handed_over:
+        kernel.enter_mounts(host)
+        try:
+            kernel.umount(f"{state}/{_DEVICES}")
+        except OSError as error:
+            say("keeper", f"{state}/{_DEVICES} stays mounted: {error}")
+    sys.exit(keeper.exit_code)
+
+
+if __name__ == "__main__":
+    main()

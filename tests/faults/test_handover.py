@@ -1,0 +1,149 @@
+"""A new keeper takes everything over from the one that runs, while the devices are in use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from driver.core.sizes import MIB
+from driver.engine import handover
+from tests.engines import Engine, engine, run
+from tests.oracle import LoggedWriter, read_device, state_in
+
+SIZE = 64 * MIB
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fio(device: str, seconds: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["fio", "--name=f", f"--filename={device}", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--ioengine=libaio",
+         "--direct=1", "--verify=crc32c", "--verify_backlog=512", "--verify_fatal=1", "--verify_state_save=0",
+         "--time_based", f"--runtime={seconds}", "--output-format=json"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def attempt(made: Engine, *code: str) -> subprocess.CompletedProcess[str]:
+    """A second engine that is to take over, with something about it changed."""
+    program = "; ".join([*code, "from driver.engine.__main__ import main", "main()"])
+    return subprocess.run(
+        [sys.executable, "-c", program, "--state", str(made.state), "--take-over"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+def test_a_running_session_and_busy_devices_do_not_notice() -> None:
+    """Twice in a row: fio at depth 16 sees no error, the snapshot is exact."""
+    with engine("--upload-rate", "16Mi") as made:
+        device = made.volume("v", SIZE)
+        busy = fio(made.volume("busy", SIZE), 8)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        start = bytes(read_device(device, SIZE))
+        with LoggedWriter(device, SIZE, seed=5) as writer:
+            time.sleep(0.2)
+            first = writer.acknowledged
+            made.call("snapshot.create", volume="v", name="s")
+            last = writer.begun
+            for _ in range(2):
+                time.sleep(0.5)
+                assert made.take_over() == 0
+                count = writer.acknowledged
+                time.sleep(0.2)
+                assert writer.acknowledged > count
+            shown = made.wait_snapshot("s")
+        assert shown["state"] == "committed", shown
+        k = state_in(read_device(made.restore("s", "restored"), SIZE), start, writer.log, first, last)
+        assert k is not None
+        output = busy.communicate(timeout=60)[0]
+        assert busy.returncode == 0, output
+        assert json.loads(output[output.index("{") :])["jobs"][0]["error"] == 0
+        made.call("volume.detach", name="v")
+        made.call("volume.attach", name="v")
+
+
+def test_without_an_engine_it_is_a_start() -> None:
+    with engine() as made:
+        made.stop()
+        made.start(None, "--take-over")
+        assert made.volume("v", SIZE)
+
+
+@pytest.mark.parametrize("change", ["driver.engine.handover.VERSION = 2", "driver.volume.layout.VERSION += 1"])
+def test_a_version_that_cannot_be_continued_leaves_the_old_one_at_work(change: str) -> None:
+    with engine() as made:
+        device = made.volume("v", SIZE)
+        with LoggedWriter(device, SIZE, seed=6) as writer:
+            module = change.split(" ")[0].rpartition(".")[0]
+            refused = attempt(made, f"import {module}", change)
+            assert refused.returncode != 0
+            assert "goes on" in refused.stderr
+            assert "hint: detach the volumes, stop it" in refused.stderr
+            count = writer.acknowledged
+            time.sleep(0.5)
+            assert writer.acknowledged > count
+        wait_for(made)
+        assert made.call("volume.show", name="v")["attached"]
+
+
+def wait_for(made: Engine) -> None:
+    """Until the service answers, which the old keeper has started again."""
+    deadline = time.monotonic() + 20
+    while made._listens() is False:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("last", ["take_over", "ready", "dead"])
+def test_a_successor_that_dies_on_the_way_leaves_the_old_one_at_work(last: str) -> None:
+    with engine() as made:
+        device = made.volume("v", SIZE)
+        with LoggedWriter(device, SIZE, seed=7) as writer:
+            peer = handover.ask(str(made.state / "run/keeper.sock"))
+            assert peer is not None
+            if last != "take_over":
+                handover.receive(peer)
+                handover.tell(peer, "ready")
+            if last == "dead":
+                handover.expect(peer, "dead")
+            peer.close()
+            time.sleep(0.5)
+            count = writer.acknowledged
+            time.sleep(0.3)
+            assert writer.acknowledged > count
+        wait_for(made)
+        assert made.take_over() == 0  # and it can be taken over by a better one
+
+
+def test_only_root_may_take_over(tmp_path: Path) -> None:
+    with engine() as made, socket.socket(socket.AF_UNIX) as probe:
+        path = made.state / "run/keeper.sock"
+        assert path.stat().st_mode & 0o777 == 0o600
+        probe.connect(str(path))
+        probe.sendall(b"\x7f\xff\xff\xff")  # a message of 2 GiB
+        probe.close()
+        assert made.take_over() == 0
+
+
+def test_a_new_version_takes_over_from_an_old_one(tmp_path: Path) -> None:
+    """The old engine is another tree, of another version."""
+    for package in ("driver", "csi"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    version = tmp_path / "driver/__init__.py"
+    version.write_text(version.read_text().replace("__version__ = ", '__version__ = "0.0.1"  # was '))
+    with engine() as made:
+        made.stop()
+        made.code = tmp_path
+        made.start()
+        assert made.call("engine.info")["version"] == "0.0.1"
+        device = made.volume("v", SIZE)
+        with LoggedWriter(device, SIZE, seed=8):
+            made.code = None
+            assert made.take_over() == 0
+            assert made.call("engine.info")["version"] != "0.0.1"
