@@ -49,6 +49,8 @@ class Service:
 
     def __init__(self, given: Settings, keeper_fd: int) -> None:
         self.settings = given
+        self._stopping = threading.Lock()
+        self._ready = threading.Event()
         self.folder = Folder(given.state)
         self.engine_id = self.folder.engine_id()
         self.keeper = KeeperClient(keeper_fd, lambda: self.stop(given.grace_seconds))
@@ -59,7 +61,7 @@ class Service:
         self.sessions = Sessions(self.folder, given, self.volumes, self.keeper, self.transfer)
         self.jobs = Jobs(self.transfer)
         self.snapshots = Snapshots(self.sessions, self.volumes, self.transfer, self.jobs)
-        self._stopping = threading.Lock()
+        self._ready.set()
 
     def _clean(self) -> None:
         """Take away what an earlier engine on this state folder left: loop devices and nodes."""
@@ -86,6 +88,7 @@ class Service:
         """Detach all volumes, waiting `grace_seconds` for those in use; then have the keeper end everything."""
         if not self._stopping.acquire(blocking=False):
             return
+        self._ready.wait()
         deadline = time.monotonic() + grace_seconds
         for record in self.volumes.all():
             while self.volumes.is_attached(record):
