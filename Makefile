@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := build/setup.stamp
 SIZE ?= 2Gi
+MINUTES ?= 10
 
-.PHONY: demo test check sanity proto bench clean
+.PHONY: demo test check sanity soak proto bench clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -21,6 +22,9 @@ check: $(STAMP)
 
 sanity: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/sanity
+
+soak: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 proto: $(STAMP)
 	bash .ci/proto.sh .

@@ -16,10 +16,12 @@ from driver.volume.layout import MEMORY_PREIMAGES, SLOTS_MAX, SPILL_PREIMAGES
 
 SESSION_BYTES_MIN: Final = 32 * MIB
 THREADS: Final = 8
-"""Request slots, and so threads, of one volume process."""
+"""Of one volume process; each has a request slot."""
+SPARES: Final = 8
+"""Further request slots of one volume process, in which throttled writes wait."""
 PROCESSES: Final = min(2, os.cpu_count() or 1)
 """Volume processes of one volume: a second one is worth a third more IOPS, and takes 5 MiB and its request slots."""
-PROCESSES_MAX: Final = SLOTS_MAX // THREADS
+PROCESSES_MAX: Final = SLOTS_MAX // (THREADS + SPARES)
 _PACKS_MAX: Final = 4
 CANNOT_START: Final = 78
 """Exit code of a service that would not start a second time either (EX_CONFIG, sysexits.h)."""

@@ -17,7 +17,7 @@ from driver.core.ids import check_name, is_id, new_id
 from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, format_size, volume_size
 from driver.engine.clients import KeeperClient
 from driver.engine.records import Folder, VolumeRecord
-from driver.engine.settings import PROCESSES_MAX, THREADS, Settings
+from driver.engine.settings import PROCESSES_MAX, SPARES, THREADS, Settings
 from driver.host import disks, files
 from driver.volume.layout import create_memory
 
@@ -213,7 +213,7 @@ class Volumes:
         spill = self._folder.volume_folder(record.id) / "spill"
         fds = {
             "memory": create_memory(
-                record.size_bytes, record.provisioning == "thin", THREADS * self._processes(record)
+                record.size_bytes, record.provisioning == "thin", (THREADS + SPARES) * self._processes(record)
             )
         }
         try:
@@ -263,7 +263,7 @@ class Volumes:
             os.close(fuse)
         self._keeper.run("mount", [record.id], file=self._file(record))
         for number in range(self._processes(record)):
-            argument = {"first_slot": number * THREADS, "slots": THREADS}
+            argument = {"first_slot": number * (THREADS + SPARES), "slots": THREADS, "spares": SPARES}
             self._keeper.keep(record.id, f"{_SERVE}{number}", "serve", argument)
         self._keeper.run(
             "attach", [record.id], file=self._file(record), node=self._node(record),

@@ -16,7 +16,6 @@ import errno
 import mmap
 import os
 import platform
-import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -41,8 +40,11 @@ from driver.volume.layout import (
 from driver.volume.preimages import Locks, Preimage, Slots, captured, publish
 
 THROTTLE_SECONDS_MAX: Final = 0.02
+_THROTTLE_SECONDS_MIN: Final = 0.0005
 _ZERO_UNIT: Final = bytes(UNIT_BYTES)
 _FAILED: Final = Word.FAILED.value
+_USED: Final = Word.USED.value
+_MEMORY_LIMIT: Final = Word.MEMORY_LIMIT.value
 _SESSION_BYTES: Final = Word.SESSION_BYTES.value
 _PREIMAGES: Final = SlotWord.PREIMAGES.value
 _CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
@@ -50,6 +52,14 @@ _UNIT_SHIFT: Final = UNIT_BYTES.bit_length() - 1
 _REGION_SHIFT: Final = CHUNKS_PER_REGION.bit_length() - 1
 _STORES_ARE_SEEN_IN_ORDER: Final = platform.machine() in ("x86_64", "i686")
 """Elsewhere a chain may be followed before its notes arrived: one looks at it under the chunk's lock only."""
+
+
+class Parked(Exception):
+    """A first touch is to wait for `seconds` before it takes of a nearly full buffer. Nothing of the write was done."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"parked for {seconds:.3f} s")
+        self.seconds = seconds
 
 
 class Capture:
@@ -66,9 +76,9 @@ class Capture:
         self._slots = Slots(shared, locks, slot + 1)
         self._scratch: memoryview | None = None
 
-    def before_write(self, offset: int, length: int, *, may_wait: bool = True) -> None:
-        """Capture what [offset, offset + length) is about to lose. A session is running. Raises nothing: a capture
-        that cannot be made fails the session, never the write. With `may_wait` a nearly full buffer slows it down."""
+    def before_write(self, offset: int, length: int, *, may_wait: bool = False) -> None:
+        """Capture what [offset, offset + length) is about to lose. A session is running. A capture that cannot be made
+        fails the session, never the write. With `may_wait` it raises Parked where the memory is full and throttled."""
         shared = self._shared
         regions = shared.regions
         chunks = shared.chunks
@@ -106,25 +116,24 @@ class Capture:
             self._slots.free(slot + kept, count - kept)
 
     def _reserve(self, count: int, may_wait: bool) -> int | None:
+        if may_wait:
+            self._throttle(count)
         slot = self._slots.reserve(count)
-        if slot is not None and slot < FIRST_SPILL:
-            return slot
-        if may_wait and self._shared.words[Word.ON_FULL] == OnFull.THROTTLE:
-            self._throttle(slot)
-            if slot is None:
-                slot = self._slots.reserve(count)
         if slot is None:
             self._shared.fail(Failure.BUFFER_FULL)
         return slot
 
-    def _throttle(self, slot: int | None) -> None:
-        """Slow down a first touch, the more the fuller the spill file is."""
+    def _throttle(self, count: int) -> None:
+        """Slow down a first touch when the memory is full, the more the fuller the spill file is. Raises Parked."""
         words = self._shared.words
-        fullness = 1.0 if slot is None else words[Word.SPILL_USED] / max(1, words[Word.SPILL_LIMIT])
-        seconds = THROTTLE_SECONDS_MAX * fullness
-        time.sleep(seconds)
-        self._words[SlotWord.THROTTLED] += 1
-        self._words[SlotWord.THROTTLED_NANOSECONDS] += int(seconds * 1e9)
+        if words[_USED] + count <= words[_MEMORY_LIMIT] or words[Word.ON_FULL] != OnFull.THROTTLE:
+            return
+        limit = words[Word.SPILL_LIMIT]
+        seconds = THROTTLE_SECONDS_MAX * (min(1.0, (words[Word.SPILL_USED] + count) / limit) if limit else 1.0)
+        if seconds >= _THROTTLE_SECONDS_MIN:
+            self._words[SlotWord.THROTTLED] += 1
+            self._words[SlotWord.THROTTLED_NANOSECONDS] += int(seconds * 1e9)
+            raise Parked(seconds)
 
     def _fill(self, chunk: int, first: int, count: int, slot: int) -> int:
         """Read and publish the units of a run that nobody captured meanwhile; how many leading slots were used.

@@ -3,7 +3,7 @@
 One sparse memfd a volume, of one size for every volume (16 TiB, the largest budget); only touched pages exist.
 
     header    one page of u64 words, `Word`
-    slots     64 request slots of one head page + 256 KiB of data
+    slots     128 request slots of one head page + 256 KiB of data
     regions   a byte a region: 1 once all its chunks are sealed (their words are released then)
     chunks    a u32 a chunk: 0 untouched, SEALED, else 1 + the pre-image slot that was published last
     owners    a byte a pre-image slot: 0 free, PUBLISHED, else 1 + the request slot that reserved it
@@ -36,9 +36,9 @@ from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
 from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
-VERSION: Final = 2
+VERSION: Final = 3
 
-SLOTS_MAX: Final = 64
+SLOTS_MAX: Final = 128
 SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
 SLOT_MESSAGE: Final = PAGE - MESSAGE_HEAD_BYTES
 """Offset in a slot of the request's header; the data of a WRITE behind it is page-aligned."""

@@ -18,8 +18,10 @@ from driver.host import kernel
 from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import PackBuffers
 from driver.volume.backing import BackingFile
-from driver.volume.layout import LOCK_SLOTS, SLOT_BYTES, SLOTS_AT, Shared, Word
+from driver.volume.capture import Parked
+from driver.volume.layout import HEADER_WORD, LOCK_SLOTS, SLOT_BYTES, SLOTS_AT, Shared, SlotWord, Word
 from driver.volume.pace import Pace
+from driver.volume.parking import Parking
 from driver.volume.preimages import recover_reserved
 from driver.volume.requests import Disconnected, Worker
 from driver.volume.sweep import SLICE_CHUNKS, SessionFailed, Sweeper
@@ -31,43 +33,60 @@ Roles = Mapping[str, int]
 def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
     """A volume process: answer FUSE requests until the file is unmounted.
 
-    `argument`: first_slot and slots, the request slots that are this process's own.
+    `argument`: first_slot, slots and spares, the request slots that are this process's own; `slots` of them have a thread.
     """
     kernel.be_io_flusher()
     kernel.one_malloc_arena()
     kernel.register_barrier()
     gc.disable()  # nothing in the loop makes cycles
     shared = Shared(roles["memory"])
-    numbers = range(argument["first_slot"], argument["first_slot"] + argument["slots"])
+    first, threads = argument["first_slot"], argument["slots"]
+    numbers = range(first, first + threads + argument["spares"])
     life = RecordLocks(shared.fd)
     life.acquire(LOCK_SLOTS + numbers.start, len(numbers))  # waits for the last thread of a predecessor
+    for number in numbers:
+        shared.slot_words(number)[SlotWord.ADMITTED] = 0  # what is in them is done again, from the gate on
     if shared.words[Word.SESSION]:
         locks = RecordLocks(shared.fd)
         recover_reserved(shared, locks, range(numbers.start + 1, numbers.stop + 1))
         locks.close()
     backing = BackingFile(roles["backing"])
-    workers = [Worker(shared, number, roles["fuse"], backing, roles["spill"]) for number in numbers]
-    for worker in workers:
-        worker.populate()
-    _lock_slots(shared, numbers)
     ended: list[BaseException] = []
     gone = threading.Event()
+
+    def make(number: int) -> Worker:
+        worker = Worker(shared, number, roles["fuse"], backing, roles["spill"])
+        worker.populate()
+        _lock_slot(shared, number)
+        return worker
+
+    def end(error: BaseException) -> None:
+        ended.append(error)
+        gone.set()
+
+    left = [number for number in numbers[threads:] if shared.slot_words(number)[HEADER_WORD]]
+    parking = Parking((number for number in numbers[threads:] if number not in left), make, end)
 
     def run(worker: Worker) -> None:
         try:
             worker.recover()
-            worker.run()
+            while True:
+                try:
+                    worker.run()
+                except Parked as parked:
+                    worker = parking.instead(worker, parked.seconds)
         except BaseException as error:  # the outermost loop of the thread: the process ends with it
-            ended.append(error)
-            gone.set()
+            end(error)
 
-    threads = [threading.Thread(target=run, args=[worker], daemon=True) for worker in workers]
-    for thread in threads:
+    for number in left:
+        parking.take_up(make(number))
+    running = [threading.Thread(target=run, args=[make(number)], daemon=True) for number in numbers[:threads]]
+    for thread in running:
         thread.start()
     gone.wait()
     if not isinstance(ended[0], Disconnected):
         raise ended[0]
-    for thread in threads:
+    for thread in running:
         thread.join()  # what is in hand is written to its end
 
 
@@ -89,8 +108,8 @@ def sweep(roles: Roles, argument: Mapping[str, Any]) -> None:
         return
 
 
-def _lock_slots(shared: Shared, numbers: range) -> None:
-    """Keep the request slots in memory: this process stands in the path of page reclaim. Goes on where refused."""
+def _lock_slot(shared: Shared, number: int) -> None:
+    """Keep a request slot in memory: this process stands in the path of page reclaim. Goes on where refused."""
     address = ctypes.addressof(ctypes.c_char.from_buffer(shared.map))
     with contextlib.suppress(OSError):
-        kernel.mlock(address + SLOTS_AT + numbers.start * SLOT_BYTES, len(numbers) * SLOT_BYTES)
+        kernel.mlock(address + SLOTS_AT + number * SLOT_BYTES, SLOT_BYTES)

@@ -5,6 +5,9 @@
 The slot is FREE while its header word is 0; the kernel's copy into it makes it RECEIVED; RESULT makes it DONE, and is
 stored before the answer, so that a successor answers again but never writes again (a write done twice could lie over a
 newer one). Reads have no RESULT: they may be done twice.
+
+A write that a nearly full buffer slows down stays RECEIVED: its thread puts slot and all aside (`parking`) and goes on
+with another slot.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from driver.fuse.protocol import Op
 from driver.host.kernel import MADV_POPULATE_WRITE
 from driver.host.locks import RecordLocks
 from driver.volume.backing import Backing
+from driver.volume.capture import Parked
 from driver.volume.layout import (
     HEADER_WORD,
     PAGE,
@@ -32,7 +36,6 @@ from driver.volume.layout import (
 )
 from driver.volume.writepath import WritePath
 
-_ADMITTED: Final = SlotWord.ADMITTED.value
 _RESULT: Final = SlotWord.RESULT.value
 _LATENCY: Final = SlotWord.LATENCY.value
 _LAST: Final = SlotWord.LAST.value
@@ -68,6 +71,8 @@ class Worker:
         self._message = self._slot[SLOT_MESSAGE:]
         self._data = self._slot[PAGE:]
         self._path = WritePath(shared, number, self._words, backing, RecordLocks(shared.fd), spill)
+        self._since = 0
+        """When a parked request was received; 0: none is."""
         self._others: dict[int, Callable[[int], bytes]] = {
             Op.GETATTR: self._attr,
             Op.SETATTR: self._attr,
@@ -87,16 +92,20 @@ class Worker:
 
     def recover(self) -> bool:
         """Bring what a dead predecessor left in the slot to its end. Whether there was something."""
-        self._words[_ADMITTED] = 0
         if not self._words[HEADER_WORD]:
             self._words[_RESULT] = 0
             return False
         self._words[SlotWord.REPLAYED] += 1
-        self._serve()
+        self.resume()
         return True
 
+    def resume(self) -> None:
+        """Do the request in the slot, which has waited as long as it has to."""
+        self._serve(may_wait=False)
+
     def run(self) -> None:
-        """Serve until the file is unmounted (Disconnected) or the disk under /dev/fuse fails (OSError)."""
+        """Serve until the file is unmounted (Disconnected) or /dev/fuse fails (OSError). Raises Parked with a request in
+        the slot: `resume` it after that time."""
         message = [self._message]
         words = self._words
         fuse = self._fuse
@@ -114,14 +123,20 @@ class Worker:
                 raise
             serve()
 
-    def _serve(self) -> None:
-        """Do the request in the slot, answer it, and free the slot."""
+    def _serve(self, may_wait: bool = True) -> None:
+        """Do the request in the slot, answer it, and free the slot. With `may_wait`, may raise Parked."""
         words = self._words
         started = _clock()
         opcode = words[_HEADER] >> 32
         if opcode == _WRITE:
             length = words[_LENGTH] & _LENGTH_MASK
-            number = self._path.write(words[_OFFSET], self._data[:length])
+            try:
+                number = self._path.write(words[_OFFSET], self._data[:length], may_wait=may_wait)
+            except Parked:
+                self._since = started
+                raise
+            if self._since:
+                started, self._since = self._since, 0
             unique = words[_UNIQUE]
             self._answer(protocol.answer_error(unique, number) if number else protocol.answer_write(unique, length))
             words[_WRITE_BYTES] += length

@@ -18,7 +18,7 @@ from driver.fuse.protocol import (
 )
 from driver.volume import gate
 from driver.volume.backing import Backing
-from driver.volume.capture import Capture
+from driver.volume.capture import Capture, Parked
 from driver.volume.layout import DONE, Shared, SlotWord, Word
 from driver.volume.preimages import Locks
 
@@ -42,8 +42,9 @@ class WritePath:
         self._locks = locks
         self._capture = Capture(shared, number, slot_words, backing, locks, spill)
 
-    def write(self, offset: int, data: memoryview) -> int:
-        """Write the page-aligned `data`; the errno, 0 when all of it is written."""
+    def write(self, offset: int, data: memoryview, *, may_wait: bool = False) -> int:
+        """Write the page-aligned `data`; the errno, 0 when all of it is written. With `may_wait` it raises Parked where
+        the write is to be tried again later, without `may_wait`."""
         words = self._words
         if words[_RESULT]:
             return words[_RESULT] & _ERRNO
@@ -54,10 +55,13 @@ class WritePath:
         number = 0
         try:
             if header[_SESSION]:
-                self._capture.before_write(offset, len(data))
+                self._capture.before_write(offset, len(data), may_wait=may_wait)
             self._backing.write(data, offset)
         except OSError as error:
             number = error.errno or errno.EIO
+        except Parked:
+            words[_ADMITTED] = 0
+            raise
         words[_RESULT] = DONE | number
         words[_ADMITTED] = 0
         return number
@@ -77,7 +81,7 @@ class WritePath:
         number = 0
         try:
             if self._header[_SESSION]:
-                self._capture.before_write(offset, length, may_wait=False)
+                self._capture.before_write(offset, length)
             punch = wanted == FALLOC_FL_PUNCH_HOLE and bool(self._header[Word.THIN])
             self._backing.zero(offset, length, punch=punch)
         except OSError as error:

@@ -18,6 +18,7 @@ from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES
 from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State, memory_bytes
 from driver.volume import preimages, session
+from driver.volume.capture import Parked
 from driver.volume.layout import FREE, PUBLISHED, OnFull, Shared, SlotWord, Word, create_memory
 from driver.volume.pace import Pace
 from driver.volume.preimages import recover_reserved
@@ -134,7 +135,12 @@ class Run:
                 assert path.zero(offset, UNIT_BYTES * wide, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE) == 0
             else:
                 buffer[: len(data)] = data
-                assert path.write(offset, buffer[: len(data)]) == 0
+                try:
+                    assert path.write(offset, buffer[: len(data)], may_wait=True) == 0
+                except Parked:
+                    assert not words[SlotWord.ADMITTED]
+                    self.scheduler.current().pause()
+                    assert path.write(offset, buffer[: len(data)]) == 0
             self.now[offset : offset + len(data)] = data
             words[SlotWord.RESULT] = 0
             assert self.backing.content[offset : offset + len(data)] == data

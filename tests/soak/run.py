@@ -83,7 +83,7 @@ class Soak:
             time.sleep(self._dice.uniform(0.2, 1.0))
             self._killer.one()
             if time.monotonic() > store_at:
-                self._take_the_store_away()
+                self._dice.choice((self._take_the_store_away, self._take_the_store_away, self._hand_over))()
                 store_at = time.monotonic() + self._dice.uniform(10, 25)
 
     def _take_the_store_away(self) -> None:
@@ -98,6 +98,11 @@ class Soak:
             time.sleep(self._dice.uniform(0.2, 1))
             self._store.start()
             self._faults["store killed and started again"] += 1
+
+    def _hand_over(self) -> None:
+        if self._engine.take_over() != 0:
+            self._mismatches.append("a keeper ended with an error at its handover")
+        self._faults["handed over to a new engine"] += 1
 
     # --- what is compared
 
