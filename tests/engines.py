@@ -135,12 +135,16 @@ class Engine:
         try:
             self.stop()
         finally:
-            for record in (self.state / "run" / "loops").glob("*.json"):
-                noted = json.loads(record.read_text())
-                with contextlib.suppress(OSError):
-                    loop.abandon(noted["node"], loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"]))
-            subprocess.run(["umount", str(self.state / "dev")], capture_output=True, check=False)
+            self.clean_devices()
             shutil.rmtree(self.state, ignore_errors=True)
+
+    def clean_devices(self) -> None:
+        """Take away the devices of an engine that was killed."""
+        for record in (self.state / "run" / "loops").glob("*.json"):
+            noted = json.loads(record.read_text())
+            with contextlib.suppress(OSError):
+                loop.abandon(noted["node"], loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"]))
+        subprocess.run(["umount", str(self.state / "dev")], capture_output=True, check=False)
 
 
 @contextlib.contextmanager

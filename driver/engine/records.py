@@ -103,7 +103,7 @@ class Folder:
 
     def save_session(self, record: SessionRecord) -> None:
         folder = self.session_folder(record.id)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        files.make_folder(folder)
         files.write_json(folder / "session.json", asdict(record))
 
     def volumes(self) -> Iterator[VolumeRecord]:

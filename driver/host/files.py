@@ -41,6 +41,15 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, mode 0700, durably. Nothing happens if it is there."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    sync_folder(path.parent)
+
+
 def sync_folder(path: Path) -> None:
     """fsync a folder: its entries are durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

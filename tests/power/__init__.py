@@ -1,0 +1,1 @@
+"""Loss of power: what a disk may hold at any moment, and what the engine makes of it."""
