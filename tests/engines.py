@@ -74,11 +74,11 @@ class Engine:
         self.call("volume.create", name=name, size_bytes=size_bytes, **properties)
         return str(self.call("volume.attach", name=name)["device"])
 
-    def wait_snapshot(self, snapshot: str, seconds: float = 120) -> dict[str, Any]:
+    def wait_snapshot(self, snapshot: str, seconds: float = 120, **arguments: Any) -> dict[str, Any]:
         """The snapshot's description once it is no longer uploading."""
         deadline = time.monotonic() + seconds
         while True:
-            shown = self.call("snapshot.show", snapshot=snapshot)
+            shown = self.call("snapshot.show", snapshot=snapshot, **arguments)
             if shown["state"] != "uploading":
                 return shown
             assert time.monotonic() < deadline, f"still uploading: {shown}\n{self.log.read_text()}"

@@ -95,7 +95,8 @@ def show(context: Context, name: str, repository: str | None) -> None:
             ("pre-images", f"{session['preimages']} ({format_size(session['preimage_bytes'])})"),
             ("buffer", f"{format_size(session['buffer_bytes'])} of {format_size(session['budget_bytes'])}, "
                        f"peak {format_size(session['buffer_peak_bytes'])}"),
-            ("spilled", format_size(session["spill_bytes"])),
+            ("stage", session["stage"]),
+            ("spilled", f"{session['spilled']} pre-images, {format_size(session['spill_bytes'])} of the file in use"),
             ("throttled", f"{session['throttled']} writes, {session['throttle_seconds']:.2f} s in all"),
             ("retries", str(session["retries"])),
         ]  # fmt: skip

@@ -19,6 +19,7 @@ _COUNTERS: Final = {
     "discard_bytes": SlotWord.DISCARD_BYTES,
     "replayed_requests": SlotWord.REPLAYED,
     "preimages": SlotWord.PREIMAGES,
+    "spilled_preimages": SlotWord.SPILLED,
     "throttled_writes": SlotWord.THROTTLED,
     "throttled_nanoseconds": SlotWord.THROTTLED_NANOSECONDS,
 }

@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from driver.core.errors import DeviceError, OutOfSpace, SnapshotFailed, StillframeError
-from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES, chunks_of, format_size
+from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES, UNITS_PER_CHUNK, chunks_of, format_size
 from driver.engine.records import SessionRecord
 from driver.transfer.packbuffer import BUFFER_BYTES, Header, PackBuffers, State
 from driver.volume.layout import Failure, Shared, SlotWord, Word
 
-_COUNTED = (SlotWord.PREIMAGES, SlotWord.THROTTLED, SlotWord.THROTTLED_NANOSECONDS)
+_COUNTED = (SlotWord.PREIMAGES, SlotWord.SPILLED, SlotWord.THROTTLED, SlotWord.THROTTLED_NANOSECONDS)
 
 
 class Meter:
@@ -71,6 +71,8 @@ class Meter:
                 "buffer_peak_bytes": words[Word.PEAK] * UNIT_BYTES + packs.count * BUFFER_BYTES,
                 "budget_bytes": record.budget_bytes,
                 "spill_bytes": words[Word.SPILL_USED] * UNIT_BYTES,
+                "spilled": counted[SlotWord.SPILLED],
+                "stage": _stage(words),
                 "throttled": counted[SlotWord.THROTTLED],
                 "throttle_seconds": counted[SlotWord.THROTTLED_NANOSECONDS] / 1e9,
                 "cut_seconds": baseline.get("CUT", 0) / 1e9,
@@ -100,6 +102,16 @@ class Meter:
                     os.close(fd)
 
 
+def _stage(words: memoryview) -> str:
+    """What takes the pre-images: memory; the spill file, while first touches are slowed the more the fuller it is; throttle:
+    nothing is left, and every first touch waits as long as it may; full: the session has failed of it."""
+    if words[Word.FAILED] == Failure.BUFFER_FULL:
+        return "full"
+    if words[Word.USED] + UNITS_PER_CHUNK <= words[Word.MEMORY_LIMIT]:
+        return "memory"
+    return "spill" if words[Word.SPILL_USED] + UNITS_PER_CHUNK <= words[Word.SPILL_LIMIT] else "throttle"
+
+
 def failure_of(shared: Shared, record: SessionRecord) -> StillframeError | None:
     """Why the block path or the sweeper failed the session, if they did."""
     failure = Failure(shared.words[Word.FAILED])
@@ -107,6 +119,12 @@ def failure_of(shared: Shared, record: SessionRecord) -> StillframeError | None:
     match failure:
         case Failure.NONE:
             return None
+        case Failure.BUFFER_FULL if shared.words[Word.FAILED_ERRNO]:
+            return OutOfSpace(
+                f"the session's {format_size(record.budget_bytes)} of memory were full, and the spill file on this node's "
+                f"disk could not grow: {reason}",
+                "make room on the disk of the state folder, or raise --session-memory",
+            )
         case Failure.BUFFER_FULL:
             return OutOfSpace(
                 f"the pre-images outgrew the session's {format_size(record.budget_bytes)} of memory and its spill file: "
@@ -119,6 +137,6 @@ def failure_of(shared: Shared, record: SessionRecord) -> StillframeError | None:
                 "check the disk (dmesg, smartctl); the volume's own data may be damaged",
             )
         case Failure.SPILL_ERROR:
-            return DeviceError(f"the spill file could not be read back: {reason}", "check the node's disk")
+            return DeviceError(f"the spill file could not be written or read back: {reason}", "check the node's disk")
         case _:
             return SnapshotFailed(f"the session failed: {failure.name.lower()}")

@@ -25,6 +25,7 @@ _COUNTERS: Final = {
     "discard_bytes": ("stillframe_volume_discarded_bytes", "Bytes discarded or zeroed", 1.0),
     "replayed_requests": ("stillframe_volume_replayed_requests", "Requests taken over from a process that died", 1.0),
     "preimages": ("stillframe_volume_preimages", "Units of 4 KiB saved before they were overwritten", 1.0),
+    "spilled_preimages": ("stillframe_volume_spilled_preimages", "Of these, those that went to the spill file", 1.0),
     "throttled_writes": ("stillframe_volume_throttled_writes", "Writes slowed down for want of buffer", 1.0),
     "throttled_nanoseconds": ("stillframe_volume_throttled_seconds", "Time that writes were slowed down", 1e-9),
 }

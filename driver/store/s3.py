@@ -23,6 +23,7 @@ from driver.core.errors import (
     AccessDenied,
     InvalidArgument,
     NotFound,
+    OutOfSpace,
     RepositoryUnavailable,
     StillframeError,
     Unsupported,
@@ -49,6 +50,10 @@ _CREDENTIAL_ERRORS: Final = (
     exceptions.PartialCredentialsError,
     exceptions.CredentialRetrievalError,
 )
+_NO_ROOM: Final = frozenset(
+    {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "StorageFull"}
+)
+"""Codes of a full quota or store: Ceph's, MinIO's, others'."""
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
@@ -216,6 +221,8 @@ class S3Store:
             return NotFound(f"{self.where} does not exist", "make it, or correct the repository's url")
         if failure.code in _WRONG_REGION or failure.status in (301, 307):
             return InvalidArgument(message, "set the repository's `region` to the bucket's")
+        if failure.status == 507 or failure.code in _NO_ROOM:
+            return OutOfSpace(message, "raise the bucket's quota, or make room in the store, then take the snapshot again")
         if failure.status in (401, 403) or failure.code in _REFUSED:
             return AccessDenied(message, _REFUSED.get(failure.code, _REFUSED_HINT))
         if failure.status == 501:

@@ -22,6 +22,7 @@ from typing import Final
 from driver.core.sizes import (
     CHUNK_BYTES,
     CHUNKS_PER_REGION,
+    MIB,
     UNIT_BYTES,
     UNITS_PER_CHUNK,
 )
@@ -29,6 +30,7 @@ from driver.volume.backing import Backing
 from driver.volume.layout import (
     FIRST_SPILL,
     LOCK_CHUNKS,
+    LOCK_SPILL,
     PAGES_AT,
     SEALED,
     Failure,
@@ -41,6 +43,7 @@ from driver.volume.preimages import Locks, Preimage, Slots, captured, publish
 
 THROTTLE_SECONDS_MAX: Final = 0.02
 _THROTTLE_SECONDS_MIN: Final = 0.0005
+_SPILL_PIECE: Final = 16 * MIB // UNIT_BYTES
 _ZERO_UNIT: Final = bytes(UNIT_BYTES)
 _FAILED: Final = Word.FAILED.value
 _USED: Final = Word.USED.value
@@ -62,6 +65,14 @@ class Parked(Exception):
         self.seconds = seconds
 
 
+class SpillFailed(Exception):
+    """The spill file cannot be written; `number` is the errno."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.number = number
+
+
 class Capture:
     """The capturing side of one request slot's thread. `spill` is a descriptor of the spill file, or None."""
 
@@ -75,6 +86,7 @@ class Capture:
         self._spill = spill
         self._slots = Slots(shared, locks, slot + 1)
         self._scratch: memoryview | None = None
+        self._spill_errno = 0
 
     def before_write(self, offset: int, length: int, *, may_wait: bool = False) -> None:
         """Capture what [offset, offset + length) is about to lose. A session is running. A capture that cannot be made
@@ -119,9 +131,36 @@ class Capture:
         if may_wait:
             self._throttle(count)
         slot = self._slots.reserve(count)
+        while slot is not None and slot >= FIRST_SPILL and not self._allocate(slot + count - FIRST_SPILL):
+            self._slots.free(slot, count)
+            slot = self._slots.reserve(count)
         if slot is None:
-            self._shared.fail(Failure.BUFFER_FULL)
+            self._shared.fail(Failure.BUFFER_FULL, self._spill_errno)
         return slot
+
+    def _allocate(self, units: int) -> bool:
+        """Give the first `units` of the spill file their blocks, a piece at a time. If the disk has no room, the file ends
+        where it is: False."""
+        words = self._shared.words
+        if units <= words[Word.SPILL_READY]:
+            return True
+        self._locks.acquire(LOCK_SPILL)
+        try:
+            ready = words[Word.SPILL_READY]
+            if units <= ready:
+                return True
+            wanted = min(max(ready + _SPILL_PIECE, units), words[Word.SPILL_LIMIT])
+            if wanted < units or self._spill is None:
+                return False
+            os.posix_fallocate(self._spill, ready * UNIT_BYTES, (wanted - ready) * UNIT_BYTES)
+            words[Word.SPILL_READY] = wanted
+            return True
+        except OSError as error:
+            self._spill_errno = error.errno or 0
+            words[Word.SPILL_LIMIT] = words[Word.SPILL_READY]
+            return False
+        finally:
+            self._locks.release(LOCK_SPILL)
 
     def _throttle(self, count: int) -> None:
         """Slow down a first touch when the memory is full, the more the fuller the spill file is. Raises Parked."""
@@ -150,6 +189,9 @@ class Capture:
             except OSError as error:
                 self._shared.fail(Failure.READ_ERROR, error.errno or 0)
                 return used
+            except SpillFailed as failed:
+                self._shared.fail(Failure.SPILL_ERROR, failed.number)
+                return used
             mark = self._slots.reserve_zero_mark() if is_zero else None
             if mark is None:
                 used += length
@@ -172,11 +214,14 @@ class Capture:
             self._scratch = memoryview(mmap.mmap(-1, CHUNK_BYTES))
         buffer = self._scratch[: count * UNIT_BYTES]
         self._backing.read(buffer, offset)
-        if self._spill is None:
-            raise OSError(errno.EIO, "there is no spill file")
+        assert self._spill is not None  # else nothing of it could be allocated
         done = 0
-        while done < len(buffer):
-            done += os.pwrite(self._spill, buffer[done:], (slot - FIRST_SPILL) * UNIT_BYTES + done)
+        try:
+            while done < len(buffer):
+                done += os.pwrite(self._spill, buffer[done:], (slot - FIRST_SPILL) * UNIT_BYTES + done)
+        except OSError as error:
+            raise SpillFailed(error.errno or errno.EIO) from error
+        self._words[SlotWord.SPILLED] += count
         return False
 
 

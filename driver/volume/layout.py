@@ -75,6 +75,8 @@ LOCK_PREIMAGES: Final = LOCK_GATE + 1
 """Guards the change of `owners` from FREE, and the words USED and PEAK."""
 LOCK_SESSION: Final = LOCK_GATE + 2
 """Held by whoever begins or ends a session, from first to last: one does not clear what the other has begun."""
+LOCK_SPILL: Final = LOCK_GATE + 3
+"""Held by whoever allocates a piece of the spill file."""
 LOCK_SLOTS: Final = 1 << 42
 """Lock byte of request slot 0; a volume process holds those of its slots for its life: their release proves its death."""
 
@@ -102,6 +104,7 @@ class Word(enum.IntEnum):
     FAILED_ERRNO = 17
     SESSION_BYTES = 18  # the volume's size at the cut; what lies beyond is not captured
     SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first
+    SPILL_READY = 21  # units of the spill file whose blocks are allocated
 
 
 class Failure(enum.IntEnum):
@@ -132,6 +135,7 @@ class SlotWord(enum.IntEnum):
     REPLAYED = 10
     DISCARD_BYTES = 11
     LAST = 12  # monotonic nanoseconds of the last answer
+    SPILLED = 13  # units captured into the spill file, the volume's life long
     READ_HISTOGRAM = 16  # 64 words: how many answers took below 2**n ns
     WRITE_HISTOGRAM = 80
 

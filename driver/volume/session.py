@@ -70,7 +70,7 @@ def _prepare(part: Part) -> None:
     shared.words[Word.MEMORY_LIMIT] = limits.memory
     shared.words[Word.SPILL_LIMIT] = limits.spill
     shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
-    for word in (Word.USED, Word.PEAK, Word.SPILL_USED, Word.SWEPT_CHUNKS):
+    for word in (Word.USED, Word.PEAK, Word.SPILL_USED, Word.SPILL_READY, Word.SWEPT_CHUNKS):
         shared.words[word] = 0
 
 

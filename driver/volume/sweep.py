@@ -8,6 +8,7 @@ they held at the cut. One thread, one process a session; a successor goes on whe
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter
@@ -239,8 +240,13 @@ class Sweeper:
             target[:] = bytes(len(target))
         elif preimage.is_spilled:
             offset = (preimage.slot - FIRST_SPILL) * UNIT_BYTES
-            if os.preadv(self._spill, [target], offset) != len(target):
-                self._shared.fail(Failure.SPILL_ERROR)
+            try:
+                count = os.preadv(self._spill, [target], offset)
+            except OSError as error:
+                self._shared.fail(Failure.SPILL_ERROR, error.errno or errno.EIO)
+                raise SessionFailed from error
+            if count != len(target):
+                self._shared.fail(Failure.SPILL_ERROR, errno.EIO)
                 raise SessionFailed
         else:
             target[:] = self._shared.page(preimage.slot, preimage.units)

@@ -39,6 +39,15 @@ class LogDisk:
     log: Path
     start: Path
 
+    def break_range(self, kind: str, first: int, last: int) -> None:
+        """From now on, each request of `kind` (read or write) that touches [first, last) ends with EIO."""
+        beside = self.log.with_name("broken.new")
+        beside.write_text(f"{kind} {first} {last}")
+        beside.rename(self.log.with_name("broken"))
+
+    def repair(self) -> None:
+        self.log.with_name("broken").unlink(missing_ok=True)
+
     def position(self) -> int:
         """The log's length, in bytes: all that has returned so far stands before it."""
         return self.log.stat().st_size
@@ -76,6 +85,7 @@ def _serve(fuse: int, image_path: Path, log_path: Path, size_bytes: int) -> NoRe
     """The process behind the device."""
     image = os.open(image_path, os.O_RDWR)
     log = os.open(log_path, os.O_WRONLY | os.O_APPEND)
+    broken = log_path.with_name("broken")
     message = memoryview(bytearray(protocol.MAX_WRITE_BYTES + 4096))
     others: dict[int, Callable[[int], bytes]] = {
         Op.GETATTR: lambda unique: protocol.answer_attr(unique, size_bytes),
@@ -87,7 +97,9 @@ def _serve(fuse: int, image_path: Path, log_path: Path, size_bytes: int) -> NoRe
     while True:
         os.readv(fuse, [message])
         head = protocol.parse_head(message)
-        if head.opcode == Op.WRITE:
+        if _is_broken(broken, head.opcode, message):
+            answer = protocol.answer_error(head.unique, errno.EIO)
+        elif head.opcode == Op.WRITE:
             extent = protocol.parse_io(message)
             data = message[_HEAD_BYTES : _HEAD_BYTES + extent.length]
             os.writev(log, [_ENTRY.pack(_WRITE, extent.offset, extent.length), data])
@@ -112,6 +124,15 @@ def _serve(fuse: int, image_path: Path, log_path: Path, size_bytes: int) -> NoRe
             answer = make(head.unique)
         with contextlib.suppress(FileNotFoundError):
             os.write(fuse, answer)
+
+
+def _is_broken(broken: Path, opcode: int, message: memoryview) -> bool:
+    kinds = {Op.READ: "read", Op.WRITE: "write"}
+    if opcode not in kinds or not broken.exists():
+        return False
+    kind, first, last = broken.read_text().split()
+    extent = protocol.parse_io(message)
+    return kind == kinds[Op(opcode)] and extent.offset < int(last) and extent.offset + extent.length > int(first)
 
 
 def _unknown(unique: int) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,8 +13,13 @@ from typing import Any
 PASS = "pass"
 DROP_ANSWER = "drop the answer"
 DROP = "drop the request"
+RESET = "reset the connection in the middle of the request's body"
+STALL = "take the request and never answer"
+CUT = "end the answer's body early"
+ALTER = "change a bit of the answer's body"
 Action = str | int
-"""PASS, DROP_ANSWER (the server did what was asked), DROP, or the HTTP status to answer with."""
+"""One of these (with DROP_ANSWER the server did what was asked), or the HTTP status to answer with."""
+_CODES = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown", 507: "XMinioStorageFull"}
 
 
 class Proxy:
@@ -21,35 +28,55 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self.decide: Callable[[str, str], Action] = lambda method, path: PASS
         self.seen: list[tuple[str, str]] = []
+        self.closed = threading.Event()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def _any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 proxy.seen.append((self.command, self.path))
                 action = proxy.decide(self.command, self.path)
+                length = int(self.headers.get("Content-Length") or 0)
+                if action is RESET:
+                    self.rfile.read(length // 2)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self._hang_up()
+                    return
+                body = self.rfile.read(length)
+                if action is STALL:
+                    proxy.closed.wait()
+                    self._hang_up()
+                    return
                 if isinstance(action, int):
                     self._refuse(action)
                     return
                 if action is not DROP:
                     status, headers, content = proxy.forward(self, port, body)
-                if action is not PASS:
-                    self.close_connection = True
-                    self.connection.close()
+                if action in (DROP, DROP_ANSWER):
+                    self._hang_up()
                     return
                 self.send_response_only(status)
                 for name, value in headers:
                     if name.lower() not in ("connection", "content-length", "transfer-encoding"):
                         self.send_header(name, value)
-                length = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
-                self.send_header("Content-Length", length)
+                size = dict(headers).get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+                self.send_header("Content-Length", size)
                 self.end_headers()
-                self.wfile.write(content)
+                if action is CUT:
+                    self.wfile.write(content[: len(content) // 2])
+                    self._hang_up()
+                elif action is ALTER:
+                    self.wfile.write(bytes([content[0] ^ 1]) + content[1:] if content else content)
+                else:
+                    self.wfile.write(content)
+
+            def _hang_up(self) -> None:
+                self.close_connection = True
+                self.connection.close()
 
             def _refuse(self, status: int) -> None:
-                code = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown"}.get(status, "InternalError")
+                code = _CODES.get(status, "InternalError")
                 content = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
                 self.send_response_only(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -93,5 +120,6 @@ class Proxy:
         return sum(1 for seen, path in self.seen if seen == method and part in path)
 
     def close(self) -> None:
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
