@@ -6,7 +6,12 @@ import os
 
 import pytest
 
-MAY_BE_SKIPPED: frozenset[str] = frozenset()
+MAY_BE_SKIPPED: frozenset[str] = frozenset(
+    {
+        # where the machine that tests does not let its containers make control groups
+        "tests/faults/test_start_and_stop.py::test_a_transfer_process_that_eats_memory_is_killed_alone",
+    }
+)
 
 
 @pytest.hookimpl(hookwrapper=True)

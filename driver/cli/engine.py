@@ -30,12 +30,14 @@ def engine() -> None:
 @click.option("--upload-rate", type=SIZE, default="0", show_default=True, help="Bytes a second of an upload; 0: no limit.")
 @click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
               help="Seconds that a stop waits for devices in use.")  # fmt: skip
+@click.option("--transfer-memory", type=SIZE, default="0", show_default=True,
+              help="Memory of all uploads and restores together, by a control group; 0: no limit.")  # fmt: skip
 @click.option("--take-over", is_flag=True,
               help="Take the volumes over from the engine that runs, if one does; they stay in use.")  # fmt: skip
 @pass_context
 def run(
     context: Context, node: str, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int,
-    grace: float, take_over: bool,
+    grace: float, transfer_memory: int, take_over: bool,
 ) -> None:  # fmt: skip
     """Run the engine in the foreground, until it is stopped (SIGTERM or `engine stop`)."""
     state = context.client.state
@@ -52,6 +54,8 @@ def run(
         "--spill", str(checked.spill_bytes), "--upload-rate", str(checked.upload_rate),
         "--grace", str(checked.grace_seconds),
     ]  # fmt: skip
+    if transfer_memory:
+        arguments += ["--transfer-memory", str(transfer_memory)]
     if take_over:
         arguments.append("--take-over")
     os.execv(sys.executable, [sys.executable, "-m", "driver.engine", *arguments])

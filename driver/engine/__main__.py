@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import gc
 import os
@@ -15,6 +16,7 @@ from driver.engine import handover
 from driver.engine.handover import Holdings
 from driver.engine.keeper import SOCKET, Keeper
 from driver.host import kernel
+from driver.host.cgroup import MemoryGroup, limited
 from driver.host.log import say
 
 _DEVICES: Final = "dev"
@@ -59,6 +61,15 @@ def hold(state: str, take_over: bool) -> tuple[Holdings, socket.socket | None]:
         raise
 
 
+def transfer_group(state: str, limit_bytes: int) -> MemoryGroup | None:
+    """A control group for the transfer processes; without one, where the host does not allow it."""
+    try:
+        return limited(f"stillframe-transfer-{os.stat(state).st_ino}", limit_bytes)
+    except (OSError, KeyError) as error:
+        say("keeper", f"the memory of transfer processes is not limited, there is no control group for them: {error}")
+        return None
+
+
 def take(keeper: Keeper, peer: socket.socket) -> None:
     """Serve the volumes from the moment on at which the other keeper's processes are dead."""
     with peer:
@@ -72,6 +83,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="stillframe-keeper")
     parser.add_argument("--state", required=True)
     parser.add_argument("--without-transfer", action="store_true", help="the transfer supervisor runs elsewhere")
+    parser.add_argument("--transfer-memory", type=int, default=0, help="bytes for all transfer processes; 0: no limit")
     parser.add_argument("--take-over", action="store_true", help="take the volumes over from the keeper that runs")
     options, rest = parser.parse_known_args()
     state = os.path.realpath(options.state)
@@ -80,9 +92,12 @@ def main() -> NoReturn:
         host = prepare_mounts(state)
         kernel.set_process_name("sf-keeper")
         kernel.no_core_dump()
+        with contextlib.suppress(OSError):  # who may not, stays as likely to be killed as others
+            kernel.spare_from_oom_killer(os.getpid())
         gc.collect()
         gc.freeze()  # what is shared with the forks stays shared: no collection writes to it
-        keeper = Keeper(state, holdings, rest, not options.without_transfer)
+        group = transfer_group(state, options.transfer_memory) if options.transfer_memory else None
+        keeper = Keeper(state, holdings, rest, not options.without_transfer, group)
         if peer is not None:
             take(keeper, peer)
     except StillframeError as error:

@@ -35,6 +35,8 @@ from driver.engine.handover import Holdings
 from driver.engine.helpers import HELPERS
 from driver.engine.kept import Kept, Process
 from driver.engine.settings import CANNOT_START
+from driver.host import kernel
+from driver.host.cgroup import MemoryGroup
 from driver.host.log import say
 from driver.host.sockets import listen
 from driver.host.spawn import fork, spawn_module
@@ -70,11 +72,15 @@ class Ending:
 class Keeper:
     """State and event loop of the keeper process."""
 
-    def __init__(self, state: str, holdings: Holdings, arguments: list[str], with_transfer: bool) -> None:
+    def __init__(
+        self, state: str, holdings: Holdings, arguments: list[str], with_transfer: bool,
+        transfer_group: MemoryGroup | None = None,
+    ) -> None:  # fmt: skip
         self._state = state
         self._lock = holdings.lock
         self._arguments = arguments
         self._with_transfer = with_transfer
+        self._transfer_group = transfer_group
         self._selector = selectors.DefaultSelector()
         self._fds = holdings.fds
         self._kept = Kept(holdings.processes)
@@ -448,6 +454,12 @@ class Keeper:
 
     def _start_transfer(self) -> None:
         self._transfer_pid = spawn_module("driver.transfer.supervisor", ["--state", self._state], [])
+        try:
+            kernel.offer_to_oom_killer(self._transfer_pid)
+            if self._transfer_group is not None:
+                self._transfer_group.add(self._transfer_pid)
+        except OSError as error:
+            say("keeper", f"the transfer supervisor runs without its limits: {error}")
         self._transfer_due = 0.0
 
     def _end(self) -> None:
@@ -458,3 +470,5 @@ class Keeper:
             if pid:
                 os.kill(pid, signal.SIGTERM)
                 os.waitpid(pid, 0)
+        if self._transfer_group is not None:
+            self._transfer_group.remove()

@@ -134,6 +134,19 @@ def no_core_dump() -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def spare_from_oom_killer(pid: int) -> None:
+    """When memory runs out, the kernel takes others first (proc(5), oom_score_adj). What it forks inherits that. Raises
+    OSError without CAP_SYS_RESOURCE."""
+    with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        file.write("-900")
+
+
+def offer_to_oom_killer(pid: int) -> None:
+    """When memory runs out, this process goes first; it is started again. Raises OSError."""
+    with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+        file.write("500")
+
+
 def set_process_name(name: str) -> None:
     """The thread's comm, at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])

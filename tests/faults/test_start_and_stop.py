@@ -1,0 +1,120 @@
+"""How an engine starts and stops: beside others, with devices in use, after a kill, when a part of it eats memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from driver.core.sizes import MIB
+from driver.host.cgroup import limited
+from tests.engines import engine, mounted, run
+from tests.oracle import LoggedWriter, read_device
+
+SIZE = 32 * MIB
+
+
+def test_with_nothing_attached_it_stops_at_once() -> None:
+    with engine("--grace", "600") as made:
+        made.call("volume.create", name="v", size_bytes=SIZE)
+        process = made.process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        made.process = None
+        assert not os.path.ismount(made.state / "dev")
+
+
+def test_with_a_device_in_use_it_serves_until_that_is_free() -> None:
+    with engine("--grace", "600") as made:
+        device = made.volume("v", SIZE)
+        run("mkfs.ext4", "-q", device)
+        process = made.process
+        assert process is not None
+        with mounted(device) as folder:
+            process.send_signal(signal.SIGTERM)
+            for number in range(20):
+                (folder / f"f{number}").write_text("still served")
+                os.sync()
+            assert process.poll() is None
+        assert process.wait(30) == 0
+        made.process = None
+
+
+def test_when_the_grace_is_over_it_stops_all_the_same() -> None:
+    with engine("--grace", "1") as made:
+        device = made.volume("v", SIZE)
+        process = made.process
+        assert process is not None
+        with open(device, "rb"):
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+            made.process = None
+        made.start()
+        assert len(read_device(made.call("volume.attach", name="v")["device"], SIZE)) == SIZE
+
+
+def test_a_killed_engine_cleans_up_after_itself_and_nobody_else() -> None:
+    with engine() as one, engine() as other:
+        run("mkfs.ext4", "-q", one.volume("v", SIZE))
+        with LoggedWriter(other.volume("v", SIZE), SIZE, seed=9) as writer:
+            one.kill()
+            one.start()
+            assert one.call("volume.show", name="v")["attached"] is False
+            device = one.call("volume.attach", name="v")["device"]
+            with mounted(device):
+                pass
+            count = writer.acknowledged
+            time.sleep(0.3)
+            assert writer.acknowledged > count
+
+
+def memory_groups_work() -> bool:
+    with contextlib.suppress(OSError, KeyError):
+        limited("stillframe-test", 64 * MIB).remove()
+        return True
+    return False
+
+
+def group_of(pid: int) -> Path:
+    """The control group that limits the memory of a transfer process."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "stillframe-transfer" in path:
+            return Path(f"/sys/fs/cgroup/{controllers}{path}" if controllers else f"/sys/fs/cgroup{path}")
+    raise AssertionError("it is in no group of its own")
+
+
+HOG = "import sys\nprint('ready', flush=True)\nsys.stdin.readline()\nkept = [bytearray(b'x' * 1048576) for _ in range(1024)]"
+
+
+def test_a_transfer_process_that_eats_memory_is_killed_alone() -> None:
+    """The one that eats is put beside the sender, into the group that it would have been in."""
+    if not memory_groups_work():
+        pytest.skip("control groups cannot be made here")
+    with engine("--transfer-memory", str(256 * MIB), "--upload-rate", "8Mi") as made:
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        transfer = made.call("engine.info")["processes"]["transfer"]
+        group = group_of(transfer)
+        with LoggedWriter(device, SIZE, seed=10) as writer:
+            made.call("snapshot.create", volume="v", name="s")
+            hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert hog.stdout is not None
+            hog.stdout.readline()
+            (group / "cgroup.procs").write_text(str(hog.pid))
+            hog.communicate(b"\n", timeout=120)
+            assert hog.returncode == -signal.SIGKILL
+            assert str(transfer) in (group / "cgroup.procs").read_text().split()
+            count = writer.acknowledged
+            time.sleep(0.3)
+            assert writer.acknowledged > count
+            assert made.wait_snapshot("s")["state"] == "committed"
+        made.stop()
+        assert not group.exists()
