@@ -47,6 +47,7 @@ _AGAIN_SECONDS: Final = 0.2
 """Between two attempts to start the same thing."""
 _HELPERS_SECONDS: Final = 10.0
 _ENDING_POLL_SECONDS: Final = 0.01
+_ENDING_SECONDS: Final = 5.0
 SOCKET: Final = "keeper.sock"
 """Under `run`, where a new keeper asks to take over."""
 
@@ -291,7 +292,7 @@ class Keeper:
         if self._service_pid:
             os.kill(self._service_pid, signal.SIGKILL)
         if self._transfer_pid:
-            os.kill(self._transfer_pid, signal.SIGTERM)
+            os.kill(self._transfer_pid, signal.SIGKILL)  # its jobs die with it
         self._until(lambda: not (self._service_pid or self._transfer_pid or self._running), "service, helpers and senders")
 
     def _end_kept(self) -> None:
@@ -469,6 +470,17 @@ class Keeper:
         for pid in (self._transfer_pid, self._service_pid):
             if pid:
                 os.kill(pid, signal.SIGTERM)
-                os.waitpid(pid, 0)
+                _wait(pid, _ENDING_SECONDS)
         if self._transfer_group is not None:
             self._transfer_group.remove()
+
+
+def _wait(pid: int, seconds: float) -> None:
+    """Reap a child, after SIGKILL if it does not end by itself."""
+    deadline = time.monotonic() + seconds
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+        time.sleep(_ENDING_POLL_SECONDS)

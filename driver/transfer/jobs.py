@@ -38,6 +38,7 @@ _WAIT_SECONDS_MAX: Final = 10.0
 _DEATHS_MAX: Final = 5
 _DEATHS_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 0.05
+_LOOK_UP_SECONDS: Final = 0.5
 _SILENT_SECONDS: Final = 10.0
 """A process that has not told its progress for so long hangs, and is killed; it tells five times a second."""
 _SPEC_BYTES_MAX: Final = 60_000  # a pipe takes 64 KiB without a reader (pipe(7))
@@ -51,9 +52,12 @@ class Spawner:
         self._wanted = queue.SimpleQueue()
 
     def run(self) -> NoReturn:
-        """For ever."""
+        """For ever. Looks up now and then: a signal that the kernel gave to another thread does not wake this one."""
         while True:
-            start, started = self._wanted.get()
+            try:
+                start, started = self._wanted.get(timeout=_LOOK_UP_SECONDS)
+            except queue.Empty:
+                continue
             try:
                 started.set_result(start())
             except OSError as error:

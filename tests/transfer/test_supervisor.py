@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -197,3 +199,13 @@ def test_a_session_that_is_not_heard_of_is_told_as_failed(rig: Rig) -> None:
     assert found["state"] == "failed"
     assert "node-1" in found["error"]["message"]
     session.close()
+
+
+def test_a_signal_that_another_thread_gets_stops_it_all_the_same(rig: Rig) -> None:
+    """The kernel gives a process's signal to any thread if the main one has another pending; tgkill(2) does so for sure."""
+    assert rig.supervisor is not None
+    pid = rig.supervisor.pid
+    other = next(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if int(task.name) != pid)
+    assert ctypes.CDLL(None).syscall(234, pid, other, int(signal.SIGTERM)) == 0  # tgkill on x86-64
+    assert rig.supervisor.wait(20) == 0
+    rig.supervisor = None
