@@ -1,4 +1,4 @@
-"""`stillframe engine`: run, info, stop."""
+"""`stillframe engine`: run, transfer, info, stop."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ def engine() -> None:
 @click.option("--upload-rate", type=SIZE, default="0", show_default=True, help="Bytes a second of an upload; 0: no limit.")
 @click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
               help="Seconds that a stop waits for devices in use.")  # fmt: skip
+@click.option("--without-transfer", is_flag=True,
+              help="Start no transfer supervisor: it runs elsewhere (`engine transfer`).")  # fmt: skip
 @pass_context
 def run(
     context: Context, node: str, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int,
-    grace: float,
+    grace: float, without_transfer: bool,
 ) -> None:  # fmt: skip
     """Run the engine in the foreground, until it is stopped (SIGTERM or `engine stop`)."""
     state = context.client.state
@@ -48,9 +50,20 @@ def run(
         "--state", str(state), "--node", checked.node, "--processes", str(checked.processes),
         "--session-memory", str(checked.session_bytes), "--node-memory", str(checked.node_bytes),
         "--spill", str(checked.spill_bytes), "--upload-rate", str(checked.upload_rate),
-        "--grace", str(checked.grace_seconds),
+        "--grace", str(checked.grace_seconds), *(["--without-transfer"] if without_transfer else []),
     ]  # fmt: skip
     os.execv(sys.executable, [sys.executable, "-m", "driver.engine.keeper", *arguments])
+
+
+@engine.command()
+@pass_context
+def transfer(context: Context) -> None:
+    """Run the transfer supervisor of an engine that was started --without-transfer, until it is stopped (SIGTERM).
+
+    It may live in a container of its own, with a memory limit: what it needs is the engine's state folder.
+    """
+    command = [sys.executable, "-m", "driver.transfer.supervisor", "--state", str(context.client.state)]
+    os.execv(sys.executable, command)
 
 
 @engine.command()
