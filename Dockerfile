@@ -31,6 +31,7 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/* \
         /var/lib/dpkg/*-old /usr/share/doc/*/changelog* /usr/share/man /usr/share/locale /tmp/* \
     && find /usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} + \
+    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /usr/lib/python3.* \
     && useradd --system --uid 65532 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin stillframe \
     && rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid- /var/log/*
 COPY --from=build /opt/stillframe /opt/stillframe
