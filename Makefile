@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := build/setup.stamp
 SIZE ?= 2Gi
+IMAGE ?= docker.io/library/stillframe:0.1.0
+BUILDER ?= docker build
+HELM ?= helm
 
-.PHONY: demo test check sanity proto bench clean
+.PHONY: demo test check sanity proto bench image manifests clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -24,6 +27,15 @@ sanity: $(STAMP)
 
 proto: $(STAMP)
 	bash .ci/proto.sh .
+
+image: SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+image:
+	$(BUILDER) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) -t $(IMAGE) .
+
+manifests:
+	mkdir -p build manifests
+	HELM='$(HELM)' bash .ci/manifests.sh > build/stillframe.yaml
+	mv build/stillframe.yaml manifests/stillframe.yaml
 
 bench: $(STAMP)
 	bash .ci/packages.sh bench

@@ -28,7 +28,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* The secret with a repository's credentials, empty if there is none; (dict "root" $ "name" NAME "repository" TABLE) */}}
 {{- define "stillframe.credentials" -}}
-{{- if .repository.existingSecret }}{{ .repository.existingSecret }}{{ else if .repository.accessKeyId }}{{ include "stillframe.name" .root }}-{{ .name | lower | replace "_" "-" | replace "." "-" }}-credentials{{ end }}
+{{- if .repository.existingSecret }}{{ .repository.existingSecret }}{{ else if .repository.accessKeyId }}{{ include "stillframe.name" .root }}-{{ .name }}-credentials{{ end }}
 {{- end }}
 
 {{/* repositories.toml with what it names, for those that speak to the store. */}}
