@@ -78,7 +78,8 @@ def test_every_argument_is_one_that_the_command_has(manifests: list[Manifest]) -
             of_all = CliRunner().invoke(cli, ["--help"]).output
             for option in (word for word in container["args"] if word.startswith("--")):
                 before = container["args"].index(option) < container["args"].index(words[0])
-                assert re.search(rf"^\s+{option.partition('=')[0]}\b", of_all if before else said.output, re.M), (name, option)
+                known = of_all if before else said.output
+                assert re.search(rf"^\s+{option.partition('=')[0]}\b", known, re.M), (name, option)
     assert {"engine run", "engine transfer", "node", "uninstall-check"} <= seen
 
 
