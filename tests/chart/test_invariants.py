@@ -153,6 +153,13 @@ def test_selectors_select_the_pods_that_they_mean(manifests: list[Manifest]) -> 
             assert chosen == [manifest["metadata"]["name"]]
 
 
+def test_spread_constraints_are_about_the_replicas() -> None:
+    pod = one(template(EVERYTHING), "Deployment", "stillframe-controller")["spec"]["template"]
+    (constraint,) = pod["spec"]["topologySpreadConstraints"]
+    assert constraint["topologyKey"] == "zone"
+    assert constraint["labelSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+
+
 def test_every_right_is_listed_here_with_who_needs_it(manifests: list[Manifest]) -> None:
     """A right that is added without a reason fails, and one whose reason is gone."""
     needed = {
