@@ -212,6 +212,7 @@ def test_sidecars_have_the_flags_that_the_driver_relies_on(manifests: list[Manif
         "--strict-topology", "--immediate-topology=false", "--enable-capacity", "--capacity-ownerref-level=2",
         "--extra-create-metadata", "--default-fstype=ext4",
     }  # fmt: skip
+    assert "--resync-period=1m" in flags["snapshotter"], "members of a group snapshot would be ready only 15 minutes later"
     grouped = bool(of_kind(manifests, "VolumeGroupSnapshotClass"))
     assert ("--feature-gates=CSIVolumeGroupSnapshot=true" in flags["snapshotter"]) == grouped
 
