@@ -21,7 +21,7 @@ RUN python3 -m pip wheel --no-cache-dir --disable-pip-version-check --no-build-i
     && python3 -m pip --python /opt/stillframe/bin/python install --no-cache-dir --disable-pip-version-check --no-compile \
         --no-deps --no-index /wheels/*.whl \
     && find /opt/stillframe -name direct_url.json -delete \
-    && PYTHONHASHSEED=0 python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/stillframe/lib
+    && PYTHONHASHSEED=0 python3 -m compileall -q -f -j 1 --invalidation-mode unchecked-hash /opt/stillframe/lib
 
 FROM docker.io/library/debian:trixie-slim
 # e2fsprogs: mkfs.ext4, e2fsck, resize2fs; xfsprogs: mkfs.xfs, xfs_growfs; util-linux: blkid.
@@ -31,7 +31,7 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/* \
         /var/lib/dpkg/*-old /usr/share/doc/*/changelog* /usr/share/man /usr/share/locale /tmp/* \
     && find /usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} + \
-    && PYTHONHASHSEED=0 python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash /usr/lib/python3.* \
+    && PYTHONHASHSEED=0 python3 -m compileall -q -f -j 1 --invalidation-mode unchecked-hash /usr/lib/python3.* \
     && useradd --system --uid 65532 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin stillframe \
     && rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid- /var/log/*
 COPY --from=build /opt/stillframe /opt/stillframe
