@@ -6,8 +6,11 @@ BIN := $(VENV)/bin
 STAMP := build/setup.stamp
 SIZE ?= 2Gi
 MINUTES ?= 10
+IMAGE ?= docker.io/library/stillframe:0.1.0
+BUILDER ?= docker build
+HELM ?= helm
 
-.PHONY: demo test check sanity soak proto bench clean
+.PHONY: demo test check sanity soak proto bench image manifests clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -28,6 +31,15 @@ soak: $(STAMP)
 
 proto: $(STAMP)
 	bash .ci/proto.sh .
+
+image: SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+image:
+	$(BUILDER) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) -t $(IMAGE) .
+
+manifests:
+	mkdir -p build manifests
+	HELM='$(HELM)' bash .ci/manifests.sh > build/stillframe.yaml
+	mv build/stillframe.yaml manifests/stillframe.yaml
 
 bench: $(STAMP)
 	bash .ci/packages.sh bench

@@ -1,4 +1,4 @@
-"""`stillframe engine`: run, info, stop."""
+"""`stillframe engine`: run, transfer, info, stop."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def engine() -> None:
               help="Seconds that a stop waits for devices in use.")  # fmt: skip
 @click.option("--transfer-memory", type=SIZE, default="0", show_default=True,
               help="Memory of all uploads and restores together, by a control group; 0: no limit.")  # fmt: skip
+@click.option("--without-transfer", is_flag=True,
+              help="Start no transfer supervisor: it runs elsewhere (`engine transfer`).")  # fmt: skip
 @click.option("--take-over", is_flag=True,
               help="Take the volumes over from the engine that runs, if one does; they stay in use.")  # fmt: skip
 @pass_context
 def run(
     context: Context, node: str, processes: int, session_memory: int, node_memory: int, spill: int, upload_rate: int,
-    grace: float, transfer_memory: int, take_over: bool,
+    grace: float, transfer_memory: int, without_transfer: bool, take_over: bool,
 ) -> None:  # fmt: skip
     """Run the engine in the foreground, until it is stopped (SIGTERM or `engine stop`)."""
     state = context.client.state
@@ -52,13 +54,24 @@ def run(
         "--state", str(state), "--node", checked.node, "--processes", str(checked.processes),
         "--session-memory", str(checked.session_bytes), "--node-memory", str(checked.node_bytes),
         "--spill", str(checked.spill_bytes), "--upload-rate", str(checked.upload_rate),
-        "--grace", str(checked.grace_seconds),
+        "--grace", str(checked.grace_seconds), *(["--without-transfer"] if without_transfer else []),
     ]  # fmt: skip
     if transfer_memory:
         arguments += ["--transfer-memory", str(transfer_memory)]
     if take_over:
         arguments.append("--take-over")
     os.execv(sys.executable, [sys.executable, "-m", "driver.engine", *arguments])
+
+
+@engine.command()
+@pass_context
+def transfer(context: Context) -> None:
+    """Run the transfer supervisor of an engine that was started --without-transfer, until it is stopped (SIGTERM).
+
+    It may live in a container of its own, with a memory limit: what it needs is the engine's state folder.
+    """
+    command = [sys.executable, "-m", "driver.transfer.supervisor", "--state", str(context.client.state)]
+    os.execv(sys.executable, command)
 
 
 @engine.command()

@@ -1,4 +1,4 @@
-"""Where things are: the state folder, the repositories that its `repositories.toml` names, the process's environment.
+"""Where things are: the state folder, the repositories that `repositories.toml` names, the process's environment.
 
 The only module that reads the environment. Any process, any thread.
 """
@@ -50,9 +50,14 @@ def effective_user() -> int:
     return os.geteuid()
 
 
+def repositories_file(state: Path) -> Path:
+    """$STILLFRAME_REPOSITORIES, else <state>/repositories.toml."""
+    return Path(os.environ.get("STILLFRAME_REPOSITORIES") or state / REPOSITORIES_FILE)
+
+
 def repositories(state: Path) -> list[Repository]:
-    """All repositories that <state>/repositories.toml names; none if there is no such file. Raises InvalidArgument."""
-    path = state / REPOSITORIES_FILE
+    """All repositories that `repositories_file` names; none if there is no such file. Raises InvalidArgument."""
+    path = repositories_file(state)
     try:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -97,11 +102,11 @@ def repository(state: Path, name: str | None) -> Repository:
         if not chosen:
             what = "no default repository" if found else "no repository"
             raise NotFound(
-                f"{state / REPOSITORIES_FILE} has {what}", "name one with --repository, or add one (the README shows how)"
+                f"{repositories_file(state)} has {what}", "name one with --repository, or add one (the README shows how)"
             )
         return chosen[0]
     for item in found:
         if item.name == name:
             return item
     known = ", ".join(item.name for item in found) or "none"
-    raise NotFound(f"there is no repository {name!r} (known: {known})", f"add it to {state / REPOSITORIES_FILE}")
+    raise NotFound(f"there is no repository {name!r} (known: {known})", f"add it to {repositories_file(state)}")
