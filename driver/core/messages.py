@@ -73,7 +73,8 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
 def call(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> tuple[Message, list[int]]:
     """Send a request and wait for its answer. Raises the StillframeError that the peer answered with."""
     try:
-        send(sock, message, fds)
+        with contextlib.suppress(BrokenPipeError):  # it may have told why before it closed
+            send(sock, message, fds)
         received = receive(sock)
     except OSError as error:
         raise EngineUnavailable(f"the connection broke during {message.get('call')}: {error}") from error

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.core import messages
-from driver.core.errors import DataCorrupt, EngineUnavailable, Internal, StillframeError, Unsupported
+from driver.core.errors import DataCorrupt, EngineUnavailable, Internal, NotPermitted, StillframeError, Unsupported
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -69,3 +69,11 @@ def test_any_bytes_end_in_a_clear_error(sent: bytes) -> None:
     with contextlib.suppress(Unsupported, ConnectionError):
         assert messages.receive(ours) is None or sent
     ours.close()
+
+
+def test_a_refusal_is_heard_although_the_peer_has_closed() -> None:
+    ours, theirs = socket.socketpair()
+    messages.send(theirs, {"error": NotPermitted("only root may").to_message()})
+    theirs.close()
+    with ours, pytest.raises(NotPermitted):
+        messages.call(ours, {"call": "anything"})
