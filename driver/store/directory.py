@@ -11,7 +11,7 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from driver.core.errors import AccessDenied, NotFound, OutOfSpace, RepositoryUnavailable, StillframeError, Unsupported
@@ -72,10 +72,6 @@ class DirectoryStore:
                 self._check_folder()
                 return
             _sync(os.path.dirname(path))
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self.delete(key)
 
     def head(self, key: str) -> Listed | None:
         with self._translated("looking at", key):

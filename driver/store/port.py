@@ -74,9 +74,6 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if there is none."""
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        """Remove at most 1000 objects in few requests; those that are gone already do not matter."""
-
     def head(self, key: str) -> Listed | None:
         """Size and time of an object; None if there is none."""
 

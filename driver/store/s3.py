@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -33,7 +33,6 @@ from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 _REGION_DEFAULT: Final = "us-east-1"
 _REFUSED: Final = {
@@ -55,8 +54,6 @@ _NO_ROOM: Final = frozenset(
     {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "StorageFull"}
 )
 """Codes of a full quota or store: Ceph's, MinIO's, others'."""
-_STATUS_OF: Final = {"AccessDenied": 403}
-"""Of an object's error within an answer that is 200 as a whole."""
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
@@ -166,16 +163,6 @@ class S3Store:
     def delete(self, key: str) -> None:
         with self._translated("deleting", key):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        wanted: list[ObjectIdentifierTypeDef] = [{"Key": self._prefix + key} for key in keys]
-        with self._translated(f"deleting {len(keys)} objects, first", keys[0]):
-            answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": wanted, "Quiet": True})
-        for failed in answer.get("Errors", []):
-            code = str(failed.get("Code", ""))
-            if code not in _MISSING:
-                what = f"deleting {failed.get('Key')!r} in {self.where}"
-                raise self._refusal(what, _Failure(code, _STATUS_OF.get(code, 500), f"{code}: {failed.get('Message', '')}"))
 
     def head(self, key: str) -> Listed | None:
         with self._translated("looking at", key):

@@ -98,11 +98,6 @@ def begin(store: ObjectStore, of: Beginning, result: dict[str, Any], repository:
             f"snapshot {of.snapshot.name!r} in {store.where} was ended before it was complete: {manifest.reason}",
             "take another name; this one is free again after garbage collection",
         )
-    if store.head(layout.tombstone(of.snapshot.id)) is not None:
-        raise AlreadyExists(
-            f"snapshot {of.snapshot.name!r} in {store.where} was deleted, and is being collected",
-            "take another name; this one is free again in a moment",
-        )
     pending = _read_pending(store, of.snapshot.id)
     if pending is not None and pending.volume.id != of.volume.id:
         raise AlreadyExists(

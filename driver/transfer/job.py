@@ -1,4 +1,4 @@
-"""`python -m driver.transfer.job STATE KIND SPEC PROGRESS FD…`: one large job, a process of its own.
+"""`python -m driver.transfer.job STATE KIND SPEC PROGRESS FD…`: one send, clone, restore or verify, a process of its own.
 
 The numbers are descriptors: SPEC gives the job as JSON, PROGRESS takes JSON lines ({"progress": {...}} now and then, at
 the end {"result": {...}} or {"error": {...}}), the rest is what the kind needs (send: pack buffers, spool; clone: pack
@@ -25,8 +25,8 @@ from driver.host import kernel
 from driver.host.locks import RecordLocks
 from driver.store.open import honours_conditions, open_store
 from driver.store.port import Options
-from driver.store.retry import FOR_EVER, PATIENT, Retrying, Watch
-from driver.transfer import catalog, clone, collect, send, specs
+from driver.store.retry import FOR_EVER, PATIENT, Watch
+from driver.transfer import catalog, clone, send, specs
 from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
 from driver.transfer.rate import Rate
 from driver.transfer.restore import WORKERS, BackingFile, Nowhere, Reader, Target
@@ -150,39 +150,6 @@ def _read(
     return reader, manifest.size_bytes
 
 
-def run_gc(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
-    """Collect a repository's garbage. See `driver.transfer.collect`."""
-    spec = specs.parse(given, specs.Collect)
-    store, progress = _whole(state, spec.repository, report)
-    conditions = honours_conditions(settings.repository(state, spec.repository), store)
-    return collect.collect(store, conditions=conditions, dry_run=spec.dry_run, on_progress=progress)
-
-
-def run_audit(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
-    """Whether every object that a snapshot needs is there."""
-    store, progress = _whole(state, specs.parse(given, specs.OfRepository).repository, report)
-    return collect.check(store, progress)
-
-
-def run_stats(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
-    """Objects and bytes of a repository."""
-    store, _ = _whole(state, specs.parse(given, specs.OfRepository).repository, report)
-    return collect.stats(store)
-
-
-def _whole(state: Path, name: str, report: Report) -> tuple[Retrying, Callable[[int, int], None]]:
-    """The repository's store, and how a job tells what it has done of how much."""
-    requests, done, total = Tally(), Tally(), Tally()
-    watch = Watch(lambda: requests.add(1), lambda: None)
-    store = open_store(settings.repository(state, name), PATIENT, Options(connections=WORKERS + 1), watch)
-
-    def tell(count: int, of: int) -> None:
-        done.value, total.value = count, of
-
-    report.keep_on(lambda: _progress(done.value, total.value, requests.value))
-    return store, tell
-
-
 class Tally:
     """A sum. Any thread."""
 
@@ -204,9 +171,6 @@ JOBS: Final[dict[str, Callable[[Path, Spec, Sequence[int], Report], Result]]] = 
     "clone": run_clone,
     "restore": run_restore,
     "verify": run_verify,
-    "gc": run_gc,
-    "audit": run_audit,
-    "stats": run_stats,
 }
 
 

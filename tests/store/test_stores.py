@@ -92,13 +92,6 @@ def test_a_listing(store: ObjectStore) -> None:
     assert all(abs(listing.now - item.modified) < 60 for item in listing.objects)
 
 
-def test_many_go_at_once(store: ObjectStore) -> None:
-    for number in range(5):
-        store.put(f"lineages/many/{number}", [b"x"])
-    store.delete_many([f"lineages/many/{number}" for number in (0, 1, 3, 9)])  # 9 never was
-    assert sorted(item.key for item in store.list("lineages/many/").objects) == ["lineages/many/2", "lineages/many/4"]
-
-
 def test_who_is_first_wins_where_the_store_can(store: ObjectStore, repository: Repository) -> None:
     conditions = honours_conditions(repository, store)
     assert conditions is ("rclone" not in type_of(repository))
