@@ -11,10 +11,12 @@ import click
 from prometheus_client import CollectorRegistry
 
 from driver.cli.context import Context, pass_context
-from driver.node import logs, metrics
-from driver.node.calls import CallInterceptor
+from driver.node.metrics import Engine
 from driver.node.registration import Registration
-from driver.node.server import Plugin, listen, until_told
+from driver.node.server import Plugin
+from driver.rpc import logs, metrics
+from driver.rpc.calls import CallInterceptor
+from driver.rpc.sockets import listen, until_told
 
 
 @click.command()
@@ -37,7 +39,7 @@ def node(
     logs.configure(debug)
     registry = CollectorRegistry()
     calls = metrics.Calls(registry)
-    registry.register(metrics.Engine(context.client))
+    registry.register(Engine(context.client))
     plugin = Plugin(
         endpoint, context.client, name, volumes_max=max_volumes, standalone=standalone,
         interceptors=[CallInterceptor(calls.observe)],

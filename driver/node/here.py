@@ -10,9 +10,9 @@ import grpc
 
 from csi import csi_pb2
 from driver.core.client import Client
-from driver.core.errors import NotFound
-from driver.node.names import TOPOLOGY_KEY, Handle, parse_handle
-from driver.node.operations import Operations
+from driver.core.errors import NotFound, StillframeError
+from driver.rpc.names import TOPOLOGY_KEY, Handle, parse_handle
+from driver.rpc.operations import Operations
 
 _SPARE_SECONDS: Final = 0.5
 _WAIT_SECONDS_MAX: Final = 3600.0
@@ -30,6 +30,14 @@ class Here:
     def devices(self) -> str:
         """The folder of the engine's device nodes."""
         return f"{self.engine.state}/dev"
+
+    def why_not(self) -> str | None:
+        """Why this node cannot work; None if its engine answers."""
+        try:
+            self.engine.call("engine.info")
+        except StillframeError as error:
+            return error.message
+        return None
 
     def topology(self) -> csi_pb2.Topology:
         """Where this node's volumes can be used."""

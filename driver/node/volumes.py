@@ -9,11 +9,11 @@ from google.protobuf import wrappers_pb2
 
 from csi import csi_pb2
 from driver.core.errors import InvalidArgument, NotFound, OutOfSpace
-from driver.node import capabilities, parameters
 from driver.node.creation import Creation
 from driver.node.here import Here
-from driver.node.names import engine_name
-from driver.node.paging import page
+from driver.rpc import capabilities, parameters
+from driver.rpc.names import engine_name
+from driver.rpc.paging import page
 
 
 class VolumeCalls:

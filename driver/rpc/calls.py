@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 
 from driver.core.errors import Internal, StillframeError
-from driver.node import logs
-from driver.node.errors import code_of, text_of
+from driver.rpc import logs
+from driver.rpc.errors import code_of, text_of
 
 Observe = Callable[[str, str, float], None]
 """(method, code, seconds) of a call that has ended."""
