@@ -1,6 +1,7 @@
 """What stands around every call: its line in the log, its figures, and its errors.
 
-Domain errors become gRPC codes; a defect becomes INTERNAL without its details, which go to the log.
+Domain errors become gRPC codes; what another plugin answered stays as it is; a defect becomes INTERNAL without its details,
+which go to the log.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ class CallInterceptor(grpc.ServerInterceptor):
             answer = serve(request, context)
         except StillframeError as error:
             code, text = code_of(error), text_of(error)
+        except grpc.RpcError as error:  # what a node answered goes on as it is
+            code, text = error.code(), str(error.details())
         except NotImplementedError:
             code, text = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served: the capabilities say so"
         except Exception:  # the outermost frame of a call
             logs.log().exception("defect")
-            defect = Internal(f"{method} met a defect", "the node plugin's log has the details")
+            defect = Internal(f"{method} met a defect", "the plugin's log has the details")
             code, text = code_of(defect), text_of(defect)
         seconds = time.perf_counter() - started
         self._observe(method.rpartition("/")[2], code.name, seconds)
