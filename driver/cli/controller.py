@@ -24,7 +24,8 @@ _SECONDS = 60.0
 
 @click.group(invoke_without_command=True)
 @click.option("--endpoint", default=_ENDPOINT, show_default=True, help="Where CSI is served.")
-@click.option("--namespace", default=settings.own_namespace, show_default="the pod's own, or default", help="Of the node plugins.")
+@click.option("--namespace", default=settings.own_namespace, show_default="the pod's own, or default",
+              help="Of the node plugins.")  # fmt: skip
 @click.option("--selector", default=_SELECTOR, show_default=True, help="Labels of the node plugins' pods.")
 @click.option("--node-port", type=click.IntRange(1, 65535), default=9810, show_default=True,
               help="Port of the node plugins' --listen.")  # fmt: skip

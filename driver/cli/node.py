@@ -39,8 +39,8 @@ from driver.rpc.sockets import listen, until_told
 @pass_context
 @click.pass_context
 def node(
-    given: click.Context, context: Context, endpoint: str, name: str, standalone: bool, max_volumes: int, registration: Path | None,
-    kubelet_endpoint: str | None, port: int | None, address: str | None, folder: Path | None,
+    given: click.Context, context: Context, endpoint: str, name: str, standalone: bool, max_volumes: int,
+    registration: Path | None, kubelet_endpoint: str | None, port: int | None, address: str | None, folder: Path | None,
     debug: bool,
 ) -> None:  # fmt: skip
     """Run the CSI node plugin in the foreground, until it is stopped (SIGTERM)."""
