@@ -336,8 +336,15 @@ class Cluster:
     controllers: list[Controller] = field(default_factory=list)
 
     def secret(self, side: str) -> dict[str, bytes]:
-        found: Any = self.api.core.read_namespaced_secret(f"stillframe-tls-{side}", NAMESPACE)
-        return {key: base64.b64decode(value) for key, value in found.data.items()}
+        """What the secret of that side holds, as soon as it is there."""
+
+        def read() -> Any:
+            try:
+                return self.api.core.read_namespaced_secret(f"stillframe-tls-{side}", NAMESPACE)
+            except ApiException:
+                return None
+
+        return {key: base64.b64decode(value) for key, value in wait_until(read).data.items()}
 
     def controller(self, *arguments: str) -> Controller:
         made = Controller(self, f"controller-{len(self.controllers)}", *arguments)

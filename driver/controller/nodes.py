@@ -1,6 +1,6 @@
 """Calls to node plugins: CSI itself, over mutual TLS. gRPC's threads.
 
-A node is asked only if Kubernetes says that it is Ready and its plugin takes a connection within three seconds; whatever
+A node is asked only if Kubernetes says that it is Ready and its plugin answers a health check within three seconds; whatever
 hinders that is NodeUnavailable, with nothing begun. An answer counts only from the node that was meant: pod addresses are
 used again.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from csi import csi_pb2
 from driver.controller.cluster import Cluster, Place, State
@@ -75,10 +76,7 @@ class Nodes:
             raise unavailable(place)
         host = f"[{place.address}]" if ":" in place.address else place.address
         with self._link(place.id, f"{host}:{self._port}") as channel:
-            try:
-                grpc.channel_ready_future(channel).result(min(CONNECT_SECONDS, seconds))
-            except grpc.FutureTimeoutError:
-                raise unavailable(place, f"is Ready, but its plugin takes no connection at {host}:{self._port}") from None
+            _check_there(channel, place, min(CONNECT_SECONDS, seconds))
             return _answer(channel, place, method, request, seconds, context)
 
     @contextlib.contextmanager
@@ -108,6 +106,23 @@ class Nodes:
             link.channel.close()
 
 
+def _check_there(channel: grpc.Channel, place: Place, seconds: float) -> None:
+    """Raises NodeUnavailable unless the node's own plugin answers now: then nothing was begun."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    try:
+        _, call = stub.Check.with_call(health_pb2.HealthCheckRequest(), timeout=seconds, wait_for_ready=True)
+    except grpc.RpcError as error:
+        why = f"{error.code().name}: {error.details()}"
+        raise unavailable(place, f"is Ready, but its plugin at {place.address} cannot be reached ({why})") from None
+    by = _answered_by(call)
+    if by != place.id:
+        raise unavailable(place, f"has not its plugin at its pod's address {place.address}: that of node {by!r} answers")
+
+
+def _answered_by(call: Any) -> str | None:
+    return dict(call.trailing_metadata() or ()).get(tls.ANSWERED_BY)
+
+
 def _answer(
     channel: grpc.Channel, place: Place, method: str, request: Any, seconds: float, context: grpc.ServicerContext | None
 ) -> Any:
@@ -125,14 +140,11 @@ def _answer(
         failure = error
     except grpc.FutureCancelledError:
         raise NodeSilent(f"the call to node {place} was cancelled by its caller") from None
-    by = dict(call.trailing_metadata() or ()).get(tls.ANSWERED_BY)
-    if by is None:
+    if _answered_by(call) != place.id:
         why = call.details() or call.code().name
         raise NodeSilent(
             f"node {place} was asked and did not answer within {seconds:.1f} s ({why})", "it is asked again; see its log"
         )
-    if by != place.id:
-        raise unavailable(place, f"has not its plugin at its pod's address: that of node {by!r} answers there")
     if failure is not None:
         raise failure
     return answer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from csi import csi_pb2_grpc
 from driver.core.errors import InvalidArgument
@@ -42,6 +43,9 @@ class Forwarded:
             ThreadPoolExecutor(_THREADS, thread_name_prefix="forwarded"),
             interceptors=[tls.OnlyTheController(here.node), *interceptors], options=tls.SERVER_OPTIONS,
         )  # fmt: skip
+        healthy = health.HealthServicer()
+        healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, self._server)
         csi_pb2_grpc.add_ControllerServicer_to_server(Controller(here), self._server)
         csi_pb2_grpc.add_GroupControllerServicer_to_server(GroupController(here), self._server)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -16,12 +16,13 @@ from driver.core.errors import Internal, StillframeError
 from driver.rpc import logs
 from driver.rpc.errors import code_of, text_of
 
+_OURS: Final = "/csi."
 Observe = Callable[[str, str, float], None]
 """(method, code, seconds) of a call that has ended."""
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Unary calls only: CSI's SnapshotMetadata streams, and is not served."""
+    """CSI's unary calls; what asks for health passes. CSI's SnapshotMetadata streams, and is not served."""
 
     def __init__(self, observe: Observe) -> None:
         self._observe = observe
@@ -32,7 +33,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = continuation(details)
-        if handler is None or handler.unary_unary is None:
+        if handler is None or handler.unary_unary is None or not str(details.method).startswith(_OURS):
             return handler
         serve = handler.unary_unary
 
