@@ -19,6 +19,7 @@ import urllib3
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 
+from driver.core import settings
 from driver.core.errors import KubernetesUnavailable
 from driver.rpc import logs
 
@@ -89,10 +90,9 @@ class Kube:
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
-        with _translated("read the configuration of the Kubernetes client"):
-            config.load_config()  # type: ignore[no-untyped-call]
-        self._core = client.CoreV1Api()
-        self._leases = client.CoordinationV1Api()
+        connection = client.ApiClient(_configuration())
+        self._core = client.CoreV1Api(connection)
+        self._leases = client.CoordinationV1Api(connection)
 
     # --- watching
 
@@ -208,6 +208,19 @@ class Kube:
 
     def _metadata(self, name: str, version: str | None) -> Any:
         return client.V1ObjectMeta(name=name, namespace=self.namespace, resource_version=version, labels=_LABELS)
+
+
+def _configuration() -> client.Configuration:
+    """Of $KUBECONFIG; without it that of the pod that this is, or of ~/.kube/config."""
+    made = client.Configuration()
+    loader: Any = config  # its functions have no types
+    path = settings.environment("KUBECONFIG")
+    with _translated("read the configuration of the Kubernetes client"):
+        if path is None and settings.is_in_a_pod():
+            loader.load_incluster_config(client_configuration=made)
+        else:
+            loader.load_kube_config(config_file=path, client_configuration=made)
+    return made
 
 
 def _asked(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -49,6 +49,11 @@ def own_namespace() -> str:
         return "default"
 
 
+def is_in_a_pod() -> bool:
+    """Whether there is a service account to speak to Kubernetes with."""
+    return _NAMESPACE_FILE.exists()
+
+
 def environment(name: str) -> str | None:
     """A variable of the environment; None if it is unset or empty."""
     return os.environ.get(name) or None
