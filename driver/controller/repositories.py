@@ -42,11 +42,13 @@ class Repositories:
         return repository, self._stores.get(repository)
 
     def show(self, name: str, snapshot: str) -> Summary | None:
-        """A snapshot, by its id; None if the repository knows of none. Raises what the store answers."""
+        """A snapshot, by its id; None if the repository knows of none. Raises what the store answers, and FailedPrecondition
+        if its bucket or folder does not exist: that says nothing of the snapshot."""
         _, store = self._open(name)
         try:
             return catalog.show(store, name, snapshot)
         except NotFound:
+            _check_place(store)
             return None
 
     def all(self) -> list[Summary]:
@@ -58,6 +60,7 @@ class Repositories:
     def list(self, name: str) -> list[Summary]:
         """The snapshots of a repository, but deleted ones."""
         _, store = self._open(name)
+        _check_place(store)
         return catalog.list_snapshots(store, name)
 
     def fence(self, name: str, snapshot: str, reason: str) -> Summary:
@@ -82,4 +85,11 @@ class Repositories:
             conditions = honours_conditions(repository, store)
             catalog.delete(store, snapshot, conditions=conditions, only_writer=only_writer)
         except NotFound:
-            pass
+            _check_place(store)
+
+
+def _check_place(store: ObjectStore) -> None:
+    try:
+        catalog.check_repository(store)
+    except NotFound as error:
+        raise FailedPrecondition(error.message, error.hint or "a folder must be mounted here too") from None

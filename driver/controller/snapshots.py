@@ -135,7 +135,7 @@ def known_of(everywhere: Everywhere, repository: str, snapshot: str) -> Summary 
     """What the repository says; None if it knows nothing, or cannot be asked: then the node decides."""
     try:
         return everywhere.repositories.show(repository, snapshot)
-    except (RepositoryUnavailable, AccessDenied) as error:
+    except (RepositoryUnavailable, AccessDenied, FailedPrecondition) as error:
         logs.log().warning("the repository cannot be asked", repository=repository, error=error.message)
         return None
 

@@ -30,9 +30,10 @@ CLIENT_OPTIONS: Final = [
     ("grpc.max_reconnect_backoff_ms", 2_000), ("grpc.enable_http_proxy", 0),
 ]  # fmt: skip
 SERVER_OPTIONS: Final = [
-    ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000), ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.so_reuseport", 0), ("grpc.max_connection_age_ms", 3_600_000), ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000), ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
 ]  # fmt: skip
+"""A connection lasts an hour, calls in hand longer: then its peer shows its certificate again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,6 +247,23 @@ def test_an_upload_of_a_group_is_given_up_and_deleted_without_its_node(two: Clus
     assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
 
 
+def test_a_repository_that_is_not_there_deletes_nothing(two: Cluster) -> None:
+    controller = two.controllers[0]
+    volume = create(controller, "pvc-a", "node-a")
+    handle = snapshot(controller, volume, "kept")
+    (two.folder / "repository").rename(two.folder / "elsewhere")
+    calls = controller.controller
+    gone = csi_pb2.DeleteSnapshotRequest(snapshot_id=handle)
+    assert refusal(calls.DeleteSnapshot, gone, "repository") is grpc.StatusCode.FAILED_PRECONDITION
+    listing = csi_pb2.ListSnapshotsRequest()
+    assert refusal(calls.ListSnapshots, listing, "repository") is grpc.StatusCode.FAILED_PRECONDITION
+    (two.folder / "state/repositories.toml").write_text("")
+    assert refusal(calls.DeleteSnapshot, gone, "local") is grpc.StatusCode.FAILED_PRECONDITION
+    (two.folder / "elsewhere").rename(two.folder / "repository")
+    (two.folder / "state/repositories.toml").write_text(f'[repositories.local]\nurl = "file://{two.folder}/repository"\n')
+    assert calls.CreateSnapshot(snapshot_request(volume, "kept"), timeout=DEADLINE).snapshot.ready_to_use
+
+
 def test_the_api_server_may_be_away_and_the_last_word_counts(two: Cluster) -> None:
     controller = two.controllers[0]
     volume = create(controller, "pvc-a", "node-a")

@@ -1,4 +1,6 @@
-"""csi-sanity against the node plugin, its engine and a real S3 server; and through a controller plugin. What it skips stands in docs/conformance.md."""
+"""csi-sanity against the node plugin, its engine and a real S3 server; and through a controller plugin.
+
+What it skips stands in docs/conformance.md."""
 
 from __future__ import annotations
 
