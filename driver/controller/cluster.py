@@ -69,6 +69,12 @@ class Cluster:
             return Place(node, known.name, State.NO_PLUGIN)
         return Place(node, known.name, State.READY, max(pods, key=lambda pod: pod.begun).address)
 
+    def all(self) -> list[Place]:
+        """Every node that has a Node object, or a plugin's pod."""
+        with self._lock:
+            known = {*self._nodes, *(node_id(pod.node) for pod in self._pods.values())}
+        return [self.find(node) for node in sorted(known)]
+
     def with_plugins(self) -> list[str]:
         """The nodes that have a plugin's pod, whatever its state, in the order of their names in handles."""
         with self._lock:

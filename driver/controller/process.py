@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from driver.controller.cluster import Cluster
 from driver.controller.everywhere import Everywhere
+from driver.controller.figures import Figures
 from driver.controller.forgotten import Forgotten
 from driver.controller.kube import Kube
 from driver.controller.nodes import Nodes
@@ -48,6 +49,7 @@ def run(given: Options) -> None:
     calls = metrics.Calls(registry)
     strays = Strays(nodes, kube, given.lease, given.identity)
     registry.register(strays)
+    registry.register(Figures(cluster, source))
     everywhere = Everywhere(nodes, Repositories(given.state), Forgotten(kube))
     plugin = Plugin(given.endpoint, everywhere, source, [CallInterceptor(calls.observe)])
     cluster.start()

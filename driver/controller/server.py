@@ -18,8 +18,8 @@ from driver.rpc.identity import Identity
 from driver.rpc.sockets import check_endpoint, listen
 from driver.rpc.tls import Source
 
-_THREADS: Final = 128
-"""Calls at once: sidecars make up to 100, and each waits for a node."""
+_THREADS: Final = 256
+"""Calls at once: sidecars make 100 and a few, and each waits for a node."""
 _GRACE_SECONDS: Final = 10.0
 
 

@@ -18,7 +18,8 @@ from driver.node.groups import GroupController
 from driver.node.here import Here
 from driver.rpc import logs, tls
 
-_THREADS: Final = 64
+_THREADS: Final = 256
+"""More than sidecars call at once (100 and a few): calls that wait for restores must not keep a health check waiting."""
 _GRACE_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 1.0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,10 @@ class Certificates:
         except (ValueError, TypeError):
             return False
         return bool(mine.public_key() == public)
+
+    def expires(self) -> datetime:
+        """When the certificate ends, of certificates that are whole."""
+        return x509.load_pem_x509_certificates(self.certificate)[0].not_valid_after_utc
 
 
 Source = Callable[[], Certificates | None]

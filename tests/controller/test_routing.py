@@ -202,4 +202,7 @@ def test_the_roles_that_are_documented_suffice(shared: Cluster, controller: Cont
     """Everything here ran with them; what they lack would be in the log."""
     assert "403 Forbidden" not in controller.log.read_text()
     assert controller.identity.Probe(csi_pb2.ProbeRequest(), timeout=5).ready.value
-    assert "stillframe_csi_calls_total" in controller.get("/metrics")
+    figures = controller.get("/metrics")
+    assert "stillframe_csi_calls_total" in figures
+    assert 'stillframe_nodes{state="ready"} 3.0' in figures
+    assert "stillframe_certificate_expiry_timestamp_seconds 1" in figures

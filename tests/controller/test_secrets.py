@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -31,11 +32,15 @@ def held(secret: dict[str, bytes]) -> Certificates:
 
 def test_replicas_that_race_agree(empty: Cluster) -> None:
     replicas = [TlsSecrets(Kube(NAMESPACE), "stillframe-tls") for _ in range(6)]
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        for _ in pool.map(lambda replica: replica.ensure(), replicas):
-            pass
-    for replica in replicas:
+    at_once = threading.Barrier(len(replicas))
+
+    def begin(replica: TlsSecrets) -> None:
+        at_once.wait(10)
         replica.ensure()
+
+    with concurrent.futures.ThreadPoolExecutor(len(replicas)) as pool:
+        for _ in pool.map(begin, replicas):
+            pass
     assert len({replica.certificates() for replica in replicas}) == 1
     now = datetime.now(UTC)
     controller, node = empty.secret("controller"), empty.secret("node")
