@@ -26,6 +26,8 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
@@ -98,7 +100,11 @@ class Api:
             "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}",
         )  # fmt: skip
         key = self.folder / "sa.key"
-        subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
+        key.write_bytes(
+            rsa.generate_private_key(65537, 2048).private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+            )
+        )
         tokens = self.folder / "tokens.csv"
         tokens.write_text("".join(f"token-{user},{user},{user},{group}\n" for user, group in _TOKENS.items()))
         self._server = [
