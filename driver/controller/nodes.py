@@ -112,8 +112,9 @@ def _check_there(channel: grpc.Channel, place: Place, seconds: float) -> None:
     try:
         _, call = stub.Check.with_call(health_pb2.HealthCheckRequest(), timeout=seconds, wait_for_ready=True)
     except grpc.RpcError as error:
-        why = f"{error.code().name}: {error.details()}"
-        raise unavailable(place, f"is Ready, but its plugin at {place.address} cannot be reached ({why})") from None
+        is_silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        why = f"nothing answers within {seconds:.1f} s" if is_silent else f"{error.code().name}: {error.details()}"
+        raise unavailable(place, f"is Ready, but its plugin at {place.address} cannot be reached: {why}") from None
     by = _answered_by(call)
     if by != place.id:
         raise unavailable(place, f"has not its plugin at its pod's address {place.address}: that of node {by!r} answers")

@@ -14,7 +14,8 @@ import pytest
 
 from csi import csi_pb2
 from driver.core.ids import snapshot_id
-from tests.clusters import Cluster, Controller, NodePlugin, cluster, wait_until
+from tests.apiserver import wait_until
+from tests.clusters import Cluster, Controller, NodePlugin, cluster
 from tests.controller.test_routing import SIZE, create, delete, topology, volume_of
 
 MIB = 1 << 20

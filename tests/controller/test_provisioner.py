@@ -11,7 +11,8 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from driver.rpc.names import DRIVER, TOPOLOGY_KEY
-from tests.clusters import NAMESPACE, Cluster, cluster, wait_until
+from tests.apiserver import NAMESPACE, wait_until
+from tests.clusters import Cluster, cluster
 from tests.servers import find_program
 
 SELECTED = "volume.kubernetes.io/selected-node"

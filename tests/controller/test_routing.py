@@ -10,7 +10,9 @@ import pytest
 from csi import csi_pb2
 from driver.core.ids import new_id
 from driver.rpc.names import TOPOLOGY_KEY
-from tests.clusters import Cluster, Controller, cluster, mount_capability, wait_until
+from tests.apiserver import wait_until
+from tests.clusters import Cluster, Controller, cluster
+from tests.plugins import mount_capability
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -113,6 +115,7 @@ def test_pages_go_over_nodes_and_outlive_the_controller(shared: Cluster, control
             page = controller.controller.ListVolumes(request, timeout=20)
             shown += [entry.volume.volume_id for entry in page.entries]
             assert len(page.entries) == size or not page.next_token
+            assert len(shown) <= len(handles), "the pages do not end"
             token = page.next_token
             if not token:
                 break

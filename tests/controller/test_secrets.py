@@ -15,7 +15,8 @@ from driver.controller import authority
 from driver.controller.kube import Kube
 from driver.controller.secrets import TlsSecrets
 from driver.rpc.tls import CONTROLLER_NAME, NODE_NAME, Certificates
-from tests.clusters import NAMESPACE, Cluster, cluster, wait_until
+from tests.apiserver import NAMESPACE, wait_until
+from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create, delete
 
 

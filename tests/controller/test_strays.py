@@ -15,7 +15,8 @@ from driver.controller.kube import Kube, VolumeSeen
 from driver.controller.nodes import Nodes
 from driver.controller.strays import Listed, Strays, left_behind, without_pv
 from driver.rpc.tls import Certificates
-from tests.clusters import LABELS, NAMESPACE, Cluster, cluster, wait_until
+from tests.apiserver import LABELS, NAMESPACE, wait_until
+from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create, volume_of
 
 

@@ -26,7 +26,7 @@ from driver.node.here import Here
 from driver.rpc import tls
 from driver.rpc.calls import CallInterceptor
 from driver.rpc.tls import CONTROLLER_NAME, NODE_NAME, Certificates
-from tests.clusters import free_port, wait_until
+from tests.apiserver import free_port, wait_until
 
 ADDRESS = "127.0.8.1"
 
