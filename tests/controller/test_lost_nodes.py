@@ -245,6 +245,9 @@ def test_an_upload_of_a_group_is_given_up_and_deleted_without_its_node(two: Clus
     assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask) is grpc.StatusCode.INTERNAL
     gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id)
     controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=DEADLINE)
+    for item in group.snapshots:
+        folder = two.folder / "repository/snapshots" / item.snapshot_id.rpartition(":")[2]
+        assert (folder / "deleted.json").exists()
     assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
 
 
