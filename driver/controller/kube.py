@@ -121,8 +121,10 @@ class Kube:
                 except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
                     if getattr(error, "status", None) != _GONE:  # a version that is forgotten: list anew
                         logs.log().warning("the watch was broken off", watched=what, error=_text(error))
-                    threading.Event().wait(wait)
-                    wait = min(2 * wait, limit)
+                except Exception:  # the outermost loop of a thread without which nothing more is known
+                    logs.log().exception("defect", watched=what)
+                threading.Event().wait(wait)
+                wait = min(2 * wait, limit)
 
         threading.Thread(target=run, name=f"watch-{what}", daemon=True).start()
 

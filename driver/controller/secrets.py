@@ -50,6 +50,9 @@ class TlsSecrets:
             except StillframeError as error:
                 logs.log().warning("the TLS secrets cannot be kept", error=error.message, hint=error.hint)
                 wait = _AGAIN_SECONDS
+            except Exception:  # the outermost loop of a thread without which certificates run out
+                logs.log().exception("defect")
+                wait = _EVERY_SECONDS
             threading.Event().wait(wait)
 
     def ensure(self) -> None:

@@ -86,6 +86,8 @@ class Strays(Collector):
                 self.turn()
             except StillframeError as error:
                 logs.log().warning("volumes without a PersistentVolume are not known", error=error.message)
+            except Exception:  # the outermost loop of a thread
+                logs.log().exception("defect")
             threading.Event().wait(EVERY_SECONDS)
 
     def turn(self) -> None:
