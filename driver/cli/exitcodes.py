@@ -24,6 +24,9 @@ EXIT_CODES: Final[Mapping[type[errors.StillframeError], int]] = {
     errors.DeviceError: 14,
     errors.OutOfRange: 15,
     errors.Busy: 16,
+    errors.NodeUnavailable: 17,
+    errors.NodeSilent: 18,
+    errors.KubernetesUnavailable: 19,
 }
 INTERRUPTED: Final = 130
 

@@ -10,6 +10,7 @@ import click
 
 from driver import __version__
 from driver.cli.context import Context
+from driver.cli.controller import controller
 from driver.cli.csi import csi
 from driver.cli.demo import demo
 from driver.cli.engine import engine
@@ -35,7 +36,7 @@ def cli(context: click.Context, state: Path | None, form: str) -> None:
     context.obj = Context(Client((state or Path(settings.state_folder())).absolute()), Output(form))
 
 
-for command in (engine, volume, snapshot, node, csi, demo, uninstall_check):
+for command in (engine, volume, snapshot, node, controller, csi, demo, uninstall_check):
     cli.add_command(command)
 
 

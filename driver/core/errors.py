@@ -92,5 +92,17 @@ class Busy(StillframeError):
     """The same operation is in hand: ask again."""
 
 
+class NodeUnavailable(StillframeError):
+    """A node cannot be asked: it is not ready, gone, or its plugin does not answer. Nothing was begun there."""
+
+
+class NodeSilent(StillframeError):
+    """A node was asked and its answer did not come: what was asked may have been done."""
+
+
+class KubernetesUnavailable(StillframeError):
+    """The Kubernetes API does not answer, or refuses."""
+
+
 class Internal(StillframeError):
     """A defect in Stillframe."""

@@ -22,6 +22,11 @@ def snapshot_id(name: str) -> str:
     return str(uuid.uuid5(SNAPSHOT_NAMESPACE, name))
 
 
+def member_name(group: str, volume_id: str) -> str:
+    """The name of a volume's snapshot in a group snapshot."""
+    return f"{group}-{volume_id}" if len(group) <= 90 else f"group-{snapshot_id(group)}-{volume_id}"
+
+
 def is_id(text: str) -> bool:
     """Whether `text` is a UUID in canonical form."""
     try:

@@ -16,6 +16,7 @@ from driver.core.ids import check_name
 
 STATE_DEFAULT: Final = "/var/lib/stillframe"
 REPOSITORIES_FILE: Final = "repositories.toml"
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _KEYS: Final = frozenset({"url", "endpoint", "region", "ca", "credentials", "default"})
 
 
@@ -38,6 +39,19 @@ class Repository:
 def state_folder() -> str:
     """$STILLFRAME_STATE, else /var/lib/stillframe."""
     return os.environ.get("STILLFRAME_STATE") or STATE_DEFAULT
+
+
+def own_namespace() -> str:
+    """The Kubernetes namespace of the pod that this is; `default` outside of a pod."""
+    try:
+        return _NAMESPACE_FILE.read_text().strip()
+    except OSError:
+        return "default"
+
+
+def is_in_a_pod() -> bool:
+    """Whether there is a service account to speak to Kubernetes with."""
+    return _NAMESPACE_FILE.exists()
 
 
 def environment(name: str) -> str | None:

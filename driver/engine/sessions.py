@@ -16,7 +16,7 @@ from driver.core.errors import (
     InvalidArgument,
     StillframeError,
 )
-from driver.core.ids import check_name, snapshot_id
+from driver.core.ids import check_name, member_name, snapshot_id
 from driver.core.sizes import UNIT_BYTES, format_size
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.records import Folder, SessionRecord, VolumeRecord
@@ -31,11 +31,6 @@ from driver.transfer.packbuffer import memory_bytes
 _POLL_SECONDS: Final = 0.05
 _FREEZE_SECONDS: Final = 10.0
 """How long file systems are held still at most: twice what a cut may take."""
-
-
-def member_name(group: str, volume_id: str) -> str:
-    """The name of a volume's snapshot in a group snapshot."""
-    return f"{group}-{volume_id}" if len(group) <= 90 else f"group-{snapshot_id(group)}-{volume_id}"
 
 
 def _wanted(of: VolumeRecord, name: str, repository: str, on_full: str, group: str | None = None) -> SessionRecord:
@@ -188,7 +183,7 @@ class Sessions:
             spec = {
                 "repository": record.repository, "snapshot": {"id": record.id, "name": record.name},
                 "volume": {"id": record.volume_id, "name": record.volume_name}, "lineage": record.lineage,
-                "node": self._settings.node,
+                "node": self._settings.node, "group": record.group,
             }  # fmt: skip
             self._transfer.ask(f"begin-{record.id}", "begin", spec)
 

@@ -9,7 +9,7 @@ import grpc
 from csi import csi_pb2
 from driver.core.errors import InvalidArgument, NotFound, StillframeError
 from driver.node.here import Here
-from driver.node.paging import page
+from driver.rpc.paging import page
 
 _KINDS: Final = {
     "degraded": csi_pb2.DEGRADED,

@@ -14,10 +14,11 @@ import grpc
 from csi import csi_pb2
 from driver.core.errors import AlreadyExists, Busy, Internal, InvalidArgument, NotFound, OutOfRange, StillframeError
 from driver.core.sizes import format_size
-from driver.node import capabilities
-from driver.node.here import Here, time_left, wait
-from driver.node.names import parse_handle
-from driver.node.parameters import VolumeParameters
+from driver.node.here import Here
+from driver.rpc import capabilities
+from driver.rpc.deadlines import time_left, wait
+from driver.rpc.names import parse_handle
+from driver.rpc.parameters import VolumeParameters
 
 _POLL_SECONDS: Final = 0.05
 _Capabilities = Sequence[csi_pb2.VolumeCapability]

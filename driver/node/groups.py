@@ -9,10 +9,11 @@ import grpc
 
 from csi import csi_pb2, csi_pb2_grpc
 from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
-from driver.node import parameters
 from driver.node.here import Here
-from driver.node.names import engine_name, group_handle, parse_handle
-from driver.node.snapshots import BEFORE_THE_CUT, READY, check_alive, created, everything, file_systems, snapshot_of
+from driver.node.snapshots import BEFORE_THE_CUT, everything, file_systems
+from driver.rpc import parameters
+from driver.rpc.described import check_alive, group_of
+from driver.rpc.names import engine_name, group_handle, parse_handle
 
 _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 
@@ -51,7 +52,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 raise FailedPrecondition(error.message, error.hint) from error
         for member in members:
             check_alive(member)
-        return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=_group_of(members))
+        return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=group_of(members))
 
     def _volume(self, handle: str) -> str:
         parsed = parse_handle("volume", handle)
@@ -89,7 +90,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
         for member in members.values():
             check_alive(member)
-        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=_group_of(list(members.values())))
+        return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=group_of(list(members.values())))
 
     def _members(self, handle: str) -> list[dict[str, Any]]:
         """What belongs to the group, by this node's records and by its repositories."""
@@ -110,12 +111,3 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             if found["state"] == "deleted":
                 continue
             raise InvalidArgument(f"snapshot {handle!r} is no member of group snapshot {group!r}")
-
-
-def _group_of(members: Sequence[dict[str, Any]]) -> csi_pb2.VolumeGroupSnapshot:
-    return csi_pb2.VolumeGroupSnapshot(
-        group_snapshot_id=group_handle(members[0]["repository"], members[0]["group"]),
-        snapshots=[snapshot_of(member) for member in members],
-        creation_time=created(members[0]),
-        ready_to_use=all(member["state"] == READY for member in members),
-    )

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import grpc
+from typing import Any
 
 from csi import csi_pb2
 from driver.core.client import Client
-from driver.core.errors import NotFound
-from driver.node.names import TOPOLOGY_KEY, Handle, parse_handle
-from driver.node.operations import Operations
-
-_SPARE_SECONDS: Final = 0.5
-_WAIT_SECONDS_MAX: Final = 3600.0
+from driver.core.errors import NotFound, StillframeError
+from driver.rpc.names import TOPOLOGY_KEY, Handle, parse_handle
+from driver.rpc.operations import Operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +24,14 @@ class Here:
     def devices(self) -> str:
         """The folder of the engine's device nodes."""
         return f"{self.engine.state}/dev"
+
+    def why_not(self) -> str | None:
+        """Why this node cannot work; None if its engine answers."""
+        try:
+            self.engine.call("engine.info")
+        except StillframeError as error:
+            return error.message
+        return None
 
     def topology(self) -> csi_pb2.Topology:
         """Where this node's volumes can be used."""
@@ -53,17 +55,3 @@ class Here:
     def volume(self, volume_handle: str) -> dict[str, Any]:
         """What the engine says of a volume. Raises InvalidArgument, NotFound, EngineUnavailable."""
         return self.engine.call("volume.show", name=self.parse(volume_handle))
-
-
-def time_left(context: grpc.ServicerContext) -> float:
-    """Seconds that a call may still wait for something, with some to spare for its answer; 0 once it is cancelled."""
-    left = context.time_remaining()
-    if not context.is_active():
-        return 0.0
-    return max(0.0, _WAIT_SECONDS_MAX if left is None else left - _SPARE_SECONDS)
-
-
-def wait(context: grpc.ServicerContext, seconds: float) -> bool:
-    """Sleep, or less if the call's time is up. False if it is."""
-    time.sleep(min(seconds, time_left(context)))
-    return time_left(context) > 0

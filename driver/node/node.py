@@ -12,10 +12,11 @@ from csi import csi_pb2, csi_pb2_grpc
 from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from driver.core.sizes import format_size
 from driver.host import filesystems, mountinfo, mounts
-from driver.node import capabilities, publishing
+from driver.node import publishing
 from driver.node.conditions import check_id, check_volume, health_of, storage_health
 from driver.node.here import Here
 from driver.node.staging import READ_ONLY_MODE, Staging, check_path
+from driver.rpc import capabilities
 
 _Rpc = csi_pb2.NodeServiceCapability.RPC
 _CAPABILITIES: Final = (

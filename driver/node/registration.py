@@ -16,8 +16,8 @@ import grpc
 
 from csi import pluginregistration_pb2 as api
 from csi import pluginregistration_pb2_grpc as services
-from driver.node import logs
-from driver.node.names import DRIVER
+from driver.rpc import logs
+from driver.rpc.names import DRIVER
 
 CSI_VERSION: Final = "1.0.0"
 """The major version that kubelet speaks; it knows no finer ones (pkg/volume/csi)."""

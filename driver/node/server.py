@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
 import grpc
@@ -17,50 +12,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from csi import csi_pb2_grpc
 from driver.core.client import Client
-from driver.core.errors import FailedPrecondition, InvalidArgument
 from driver.node.controller import Controller
 from driver.node.groups import GroupController
 from driver.node.here import Here
-from driver.node.identity import Identity
-from driver.node.names import node_id
 from driver.node.node import Node
+from driver.rpc.identity import Identity
+from driver.rpc.names import node_id
+from driver.rpc.sockets import check_endpoint, listen
 
 _THREADS: Final = 64
 """Calls at once: some wait for restores."""
 _GRACE_SECONDS: Final = 10.0
 _OPTIONS: Final = [("grpc.max_receive_message_length", 4 << 20)]
-
-
-def check_endpoint(endpoint: str) -> Path:
-    """The socket's path of unix:///path or unix:/path. Raises InvalidArgument."""
-    path = endpoint.removeprefix("unix://") if endpoint.startswith("unix://") else endpoint.removeprefix("unix:")
-    if not endpoint.startswith("unix:") or not path.startswith("/"):
-        raise InvalidArgument(f"{endpoint!r} is no endpoint", "use unix:///path/of/csi.sock")
-    return Path(path)
-
-
-def listen(server: grpc.Server, path: Path) -> None:
-    """Serve on the unix socket `path`, mode 0600. Raises FailedPrecondition if that cannot be had."""
-    _clear(path)
-    old = os.umask(0o077)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        wrong = f"cannot listen at {path}: {error}"
-        raise FailedPrecondition(wrong, "use a short path that may be written") from None
-    finally:
-        os.umask(old)
-    server.start()
-
-
-def _clear(path: Path) -> None:
-    """Remove a dead predecessor's socket. Raises FailedPrecondition if somebody listens there."""
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    if path.is_socket():
-        with socket.socket(socket.AF_UNIX) as other:
-            if other.connect_ex(str(path)) == 0:
-                raise FailedPrecondition(f"another plugin listens at {path}", "stop it first")
-        path.unlink()
 
 
 class Plugin:
@@ -72,7 +35,7 @@ class Plugin:
     ) -> None:  # fmt: skip
         self.path = check_endpoint(endpoint)
         self.here = Here(node_id(node), engine)
-        self.identity = Identity(self.here)
+        self.identity = Identity(self.here.why_not)
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="csi"), interceptors=list(interceptors), options=_OPTIONS
         )
@@ -94,11 +57,3 @@ class Plugin:
         self._server.stop(_GRACE_SECONDS).wait()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
-
-
-def until_told(told: threading.Event) -> None:
-    """Wait for SIGTERM, SIGINT or `told`. Main thread only."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    while not told.wait(1.0):
-        pass

@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
 import grpc
-from google.protobuf import timestamp_pb2
 
 from csi import csi_pb2
 from driver.core.errors import (
@@ -25,18 +23,15 @@ from driver.core.errors import (
     NotFound,
     OutOfSpace,
     RepositoryUnavailable,
-    SnapshotFailed,
-    StillframeError,
 )
 from driver.host import mountinfo
-from driver.node import parameters
 from driver.node.here import Here
-from driver.node.names import Handle, engine_name, group_handle, node_id, parse_handle
-from driver.node.paging import page
+from driver.rpc import parameters
+from driver.rpc.described import IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
+from driver.rpc.names import engine_name, parse_handle
+from driver.rpc.paging import page
 
 BEFORE_THE_CUT = (EngineUnavailable, RepositoryUnavailable, OutOfSpace)
-READY = "committed"
-IN_THE_MAKING = "uploading"
 
 
 class SnapshotCalls:
@@ -154,37 +149,3 @@ def everything(here: Here) -> Iterable[dict[str, Any]]:
     """The snapshots of all repositories that this node knows. Raises what a repository answers."""
     for repository in here.engine.call("engine.info")["repositories"]:
         yield from here.engine.call("snapshot.list", repository=repository["name"])["snapshots"]
-
-
-def check_alive(found: dict[str, Any]) -> None:
-    """Raises SnapshotFailed for a snapshot that is neither complete nor in the making, with the reason."""
-    if found["state"] not in (READY, IN_THE_MAKING):
-        reason = StillframeError.from_message(found["error"]) if found["error"] else None
-        raise SnapshotFailed(
-            f"snapshot {found['name']!r} {found['state']}: {reason.message if reason else 'no reason is known'}",
-            (reason.hint if reason else "") or "take a new one",
-        )
-
-
-def source_of(found: dict[str, Any]) -> str:
-    """The handle of the volume that was snapshotted."""
-    return str(Handle(node_id(found["node"]), found["volume"]["id"]))
-
-
-def created(found: dict[str, Any]) -> timestamp_pb2.Timestamp:
-    """The moment of the cut."""
-    stamp = timestamp_pb2.Timestamp()
-    stamp.FromDatetime(datetime.fromisoformat(found["created"]))
-    return stamp
-
-
-def snapshot_of(found: dict[str, Any]) -> csi_pb2.Snapshot:
-    """The engine's or the repository's description as CSI's message."""
-    return csi_pb2.Snapshot(
-        size_bytes=found["size_bytes"],
-        snapshot_id=found["handle"],
-        source_volume_id=source_of(found),
-        creation_time=created(found),
-        ready_to_use=found["state"] == READY,
-        group_snapshot_id=group_handle(found["repository"], found["group"]) if found["group"] else "",
-    )

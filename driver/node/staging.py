@@ -15,9 +15,9 @@ from typing import Any, Final
 from csi import csi_pb2
 from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from driver.host import filesystems, mountinfo, mounts
-from driver.node import capabilities
 from driver.node.here import Here
-from driver.node.names import parse_handle
+from driver.rpc import capabilities
+from driver.rpc.names import parse_handle
 
 DEVICES_SOURCE: Final = "stillframe-dev"
 """What the engine's file system of device nodes is called in mountinfo."""

@@ -9,11 +9,11 @@ from google.protobuf import wrappers_pb2
 
 from csi import csi_pb2
 from driver.core.errors import InvalidArgument, NotFound, OutOfSpace
-from driver.node import capabilities, parameters
 from driver.node.creation import Creation
 from driver.node.here import Here
-from driver.node.names import engine_name
-from driver.node.paging import page
+from driver.rpc import capabilities, parameters
+from driver.rpc.names import NAME_KEY, engine_name
+from driver.rpc.paging import page
 
 
 class VolumeCalls:
@@ -83,7 +83,7 @@ class VolumeCalls:
         shown, token = page(volumes, lambda volume: str(volume["id"]), request.max_entries, request.starting_token)
         entries = [
             csi_pb2.ListVolumesResponse.Entry(
-                volume=self._volume(volume),
+                volume=self._volume(volume, named=True),
                 status=csi_pb2.ListVolumesResponse.VolumeStatus(published_node_ids=self._published(volume)),
             )
             for volume in shown
@@ -144,12 +144,13 @@ class VolumeCalls:
         return [self._here.node] if volume["attached"] else []
 
     def _volume(
-        self, volume: dict[str, Any], source: csi_pb2.VolumeContentSource | None = None
+        self, volume: dict[str, Any], source: csi_pb2.VolumeContentSource | None = None, *, named: bool = False
     ) -> csi_pb2.Volume:
         made = csi_pb2.Volume(
             capacity_bytes=volume["size_bytes"],
             volume_id=self._here.handle(volume["id"]),
             accessible_topology=[self._here.topology()],
+            volume_context={NAME_KEY: volume["name"]} if named else {},
         )
         if source is not None and source.WhichOneof("type"):
             made.content_source.CopyFrom(source)

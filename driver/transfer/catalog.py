@@ -22,6 +22,7 @@ Summary = dict[str, Any]
 STALE_SECONDS: Final = 300.0
 """A session whose pending.json is older than this, by the store's clock, is taken for dead by readers."""
 _READERS: Final = 4
+_REASON_MAX: Final = 256
 _NO_CONDITIONS: Final = (
     "this store ignores conditional PUTs (If-None-Match): a snapshot in the making cannot be deleted safely, and there "
     "is no garbage collection; use a store that honours them, or let only one engine write to this repository"
@@ -80,6 +81,7 @@ class Beginning:
     volume: records.Named
     lineage: str
     node: str
+    group: str | None = None
 
 
 def begin(store: ObjectStore, of: Beginning, result: dict[str, Any], repository: str) -> None:
@@ -110,7 +112,10 @@ def begin(store: ObjectStore, of: Beginning, result: dict[str, Any], repository:
 
 def write_pending(store: ObjectStore, of: Beginning, begun: str) -> None:
     """Make or renew pending.json: the session's heartbeat."""
-    pending = Pending(snapshot=of.snapshot, volume=of.volume, lineage=of.lineage, node=of.node, begun=begun, heartbeat=now())
+    pending = Pending(
+        snapshot=of.snapshot, volume=of.volume, lineage=of.lineage, node=of.node, group=of.group, begun=begun,
+        heartbeat=now(),
+    )  # fmt: skip
     store.put(layout.pending(of.snapshot.id), [records.encode(pending)])
 
 
@@ -218,6 +223,18 @@ def delete(store: ObjectStore, snapshot: str, *, conditions: bool, only_writer: 
     store.put_if_absent(layout.tombstone(snapshot), stone)
 
 
+def fence(store: ObjectStore, snapshot: str, reason: str) -> Manifest | Aborted:
+    """End a snapshot whose session nobody can ask: no commit comes after this. What the snapshot is from now on: aborted, or
+    complete, if its session was faster. The store honours conditional PUTs. Raises DataCorrupt, Unsupported."""
+    mark = Aborted(snapshot=snapshot, reason=reason[:_REASON_MAX], aborted=now())
+    if store.put_if_absent(layout.manifest(snapshot), records.encode(mark)):
+        return mark
+    found = read_manifest(store, snapshot)
+    if found is None:
+        raise records.missing(layout.manifest(snapshot))
+    return found
+
+
 def warning(conditions: bool) -> str | None:
     """What a user should know of the store."""
     return None if conditions else _NO_CONDITIONS
@@ -239,7 +256,7 @@ def _of_pending(
     if pending is not None:
         known = {
             "name": pending.snapshot.name, "lineage": pending.lineage, "created": pending.begun, "node": pending.node,
-            "volume": {"id": pending.volume.id, "name": pending.volume.name},
+            "volume": {"id": pending.volume.id, "name": pending.volume.name}, "group": pending.group,
         }  # fmt: skip
     return {**_bare(snapshot, repository, state, error), **known}
 

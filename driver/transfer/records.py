@@ -69,6 +69,7 @@ class Pending(Head, frozen=True, kw_only=True):
     node: Text
     begun: Time
     heartbeat: Time
+    group: Text | None = None
 
 
 class RegionEntry(msgspec.Struct, frozen=True, array_like=True):

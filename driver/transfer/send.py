@@ -248,7 +248,7 @@ def session_of(spec: specs.Send) -> Session:
     """The session that a `send` job describes."""
     volume = spec.volume
     named = records.Named(spec.snapshot.id, spec.snapshot.name)
-    of = catalog.Beginning(named, records.Named(volume.id, volume.name), spec.lineage, spec.node)
+    of = catalog.Beginning(named, records.Named(volume.id, volume.name), spec.lineage, spec.node, spec.group)
     return Session(of, spec.snapshot.created, volume.size_bytes, volume.logical_block_size, spec.group)
 
 

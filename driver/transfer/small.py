@@ -56,7 +56,7 @@ def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result
     session = specs.parse(spec, specs.Begin)
     catalog.open_repository(store)
     conditions = honours_conditions(repository, store)
-    of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node)
+    of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
     catalog.begin(store, of, result, repository.name)
     result.update(conditional_put=conditions, warning=catalog.warning(conditions))
 

@@ -55,6 +55,7 @@ class Begin(msgspec.Struct, frozen=True):
     volume: Named
     lineage: Id
     node: Text
+    group: Text | None = None
 
 
 class Cut(msgspec.Struct, frozen=True):

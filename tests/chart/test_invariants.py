@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from driver import __version__
 from driver.cli.main import cli
 from driver.core.settings import repositories
-from driver.node import metrics, parameters
+from driver.rpc import metrics, parameters
 from tests.chart.rendered import (
     CHART,
     EVERYTHING,

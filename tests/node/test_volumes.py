@@ -15,7 +15,7 @@ import pytest
 
 from csi import csi_pb2
 from driver.core.sizes import GIB, MIB
-from driver.node.names import TOPOLOGY_KEY
+from driver.rpc.names import TOPOLOGY_KEY
 from tests.engines import engine, run
 from tests.oracle import read_device
 from tests.plugins import Plugin, block_capability, mount_capability, plugin

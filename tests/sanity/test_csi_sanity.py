@@ -1,4 +1,6 @@
-"""csi-sanity against the node plugin, its engine and a real S3 server. What it skips stands in docs/conformance.md."""
+"""csi-sanity against the node plugin, its engine and a real S3 server; and through a controller plugin.
+
+What it skips stands in docs/conformance.md."""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.clusters import cluster
 from tests.engines import engine
 from tests.plugins import Plugin, plugin
 from tests.servers import S3Server, credentials_file, find_program, versitygw
@@ -41,6 +44,19 @@ def listed(access: str) -> dict[str, str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("access", ["mount", "block"])
 def test_csi_sanity(standalone: Plugin, access: str) -> None:
+    check(standalone, access, "-csi.endpoint", standalone.endpoint)
+
+
+@pytest.mark.timeout(900)
+def test_csi_sanity_through_the_controller() -> None:
+    with cluster() as made:
+        controller = made.controller()
+        node = made.node("node-a")
+        check(node, "mount", "-csi.endpoint", node.endpoint, "-csi.controllerendpoint", controller.endpoint)
+
+
+def check(standalone: Plugin, access: str, *endpoints: str) -> None:
+    """Run it against the plugin's node, and compare what it skips with what is written down."""
     program = find_program("csi-sanity")
     if program is None:
         pytest.skip("csi-sanity is not there: go install github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.6.0")
@@ -49,7 +65,7 @@ def test_csi_sanity(standalone: Plugin, access: str) -> None:
     report = folder / "junit.xml"
     done = subprocess.run(
         [
-            program, "-csi.endpoint", standalone.endpoint, "-csi.mountdir", str(folder / "mount"),
+            program, *endpoints, "-csi.mountdir", str(folder / "mount"),
             "-csi.stagingdir", str(folder / "stage"), "-csi.testvolumeaccesstype", access,
             "-csi.testvolumesize", str(64 << 20), "-csi.testvolumeexpandsize", str(96 << 20),
             "-csi.junitfile", str(report), "--ginkgo.no-color",

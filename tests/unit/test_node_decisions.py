@@ -12,11 +12,11 @@ from csi import csi_pb2
 from driver.core.errors import Busy, InvalidArgument, NotFound, OutOfRange, StillframeError
 from driver.core.ids import check_name, new_id
 from driver.core.sizes import CHUNK_BYTES, GIB, MIB, VOLUME_BYTES_MAX
-from driver.node import capabilities, parameters
-from driver.node.errors import CODES
-from driver.node.names import Handle, engine_name, node_id, parse_handle
-from driver.node.operations import Operations
-from driver.node.paging import page
+from driver.rpc import capabilities, parameters
+from driver.rpc.errors import CODES
+from driver.rpc.names import Handle, engine_name, node_id, parse_handle
+from driver.rpc.operations import Operations
+from driver.rpc.paging import page
 from tests.plugins import MODE, block_capability, mount_capability
 
 

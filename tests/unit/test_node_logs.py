@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from csi import csi_pb2
-from driver.node import logs
+from driver.rpc import logs
 
 MARK = "TOP-SECRET"
 TYPES = sorted(

@@ -6,7 +6,9 @@ from typing import Any
 
 from kubernetes import client
 
-from driver.cli.uninstall import uses
+from driver.cli.uninstall import Use
+from driver.cli.uninstall import uses as uses_of
+from driver.controller.kube import pod_claims, volume_seen
 
 
 def volume(name: str, claim: str | None, driver: str | None = "csi.stillframe.io", namespace: str = "shop") -> Any:
@@ -24,6 +26,10 @@ def pod(name: str, *sources: Any, node: str | None = "node-1", namespace: str = 
 def claim(name: str) -> Any:
     source = client.V1PersistentVolumeClaimVolumeSource(claim_name=name)
     return client.V1Volume(name="data", persistent_volume_claim=source)
+
+
+def uses(volumes: list[Any], pods: list[Any]) -> list[Use]:
+    return uses_of(filter(None, map(volume_seen, volumes)), filter(None, map(pod_claims, pods)))
 
 
 def test_it_names_claims_volumes_pods_and_nodes() -> None:

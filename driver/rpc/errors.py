@@ -25,6 +25,9 @@ CODES: Final[Mapping[type[errors.StillframeError], grpc.StatusCode]] = {
     errors.Unsupported: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SnapshotFailed: grpc.StatusCode.INTERNAL,
     errors.DeviceError: grpc.StatusCode.INTERNAL,
+    errors.NodeUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.NodeSilent: grpc.StatusCode.UNAVAILABLE,
+    errors.KubernetesUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Internal: grpc.StatusCode.INTERNAL,
 }
 

@@ -15,6 +15,8 @@ from driver.core.ids import SNAPSHOT_NAMESPACE, check_name, is_id
 
 DRIVER: Final = "csi.stillframe.io"
 TOPOLOGY_KEY: Final = "topology.stillframe.io/node"
+NAME_KEY: Final = "csi.stillframe.io/name"
+"""In the volume_context of a listed volume: the engine's name for it, which is that of the PersistentVolume."""
 NODE_NAME_MAX: Final = 63
 NAME_BYTES_MAX: Final = 128
 """CSI 1.13, "Size Limits": of a string field that says nothing else."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import grpc
 from google.protobuf import wrappers_pb2
 
 from csi import csi_pb2, csi_pb2_grpc
 from driver import __version__
-from driver.core.errors import StillframeError
-from driver.node.here import Here
-from driver.node.names import DRIVER
+from driver.rpc.names import DRIVER
 
 _Service = csi_pb2.PluginCapability.Service
 _SERVICES = (_Service.CONTROLLER_SERVICE, _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS, _Service.GROUP_CONTROLLER_SERVICE)
@@ -17,10 +17,10 @@ _Expansion = csi_pb2.PluginCapability.VolumeExpansion
 
 
 class Identity(csi_pb2_grpc.IdentityServicer):
-    """The same in every mode."""
+    """The same for a node and for all of them. `why_not` says why the driver is not ready, None if it is."""
 
-    def __init__(self, here: Here) -> None:
-        self._here = here
+    def __init__(self, why_not: Callable[[], str | None]) -> None:
+        self.why_not = why_not
 
     def GetPluginInfo(  # noqa: N802
         self, request: csi_pb2.GetPluginInfoRequest, context: grpc.ServicerContext
@@ -37,13 +37,4 @@ class Identity(csi_pb2_grpc.IdentityServicer):
     def Probe(  # noqa: N802
         self, request: csi_pb2.ProbeRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ProbeResponse:
-        """Ready when the engine answers."""
         return csi_pb2.ProbeResponse(ready=wrappers_pb2.BoolValue(value=self.why_not() is None))
-
-    def why_not(self) -> str | None:
-        """Why the driver is not ready; None if it is."""
-        try:
-            self._here.engine.call("engine.info")
-        except StillframeError as error:
-            return error.message
-        return None

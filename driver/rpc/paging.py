@@ -17,11 +17,21 @@ def page(items: Sequence[T], key: Callable[[T], str], max_entries: int, token: s
     Raises InvalidArgument for a negative count; for a token of no listing, Busy: the specification wants ABORTED, so that
     the caller starts again.
     """
+    after = start(max_entries, token)
+    left = [item for item in items if after is None or key(item) > after]
+    shown = left[:max_entries] if max_entries else left
+    return shown, token_after(key(shown[-1])) if len(shown) < len(left) else ""
+
+
+def start(max_entries: int, token: str) -> str | None:
+    """The key after which a page begins; None for the first one. Raises as `page`."""
     if max_entries < 0:
         raise InvalidArgument(f"max_entries is {max_entries}")
     if token and not token.startswith(_MARK):
         raise Busy(f"{token[:128]!r} is no token of a listing: start again without one")
-    after = token.removeprefix(_MARK)
-    left = [item for item in items if not token or key(item) > after]
-    shown = left[:max_entries] if max_entries else left
-    return shown, f"{_MARK}{key(shown[-1])}" if len(shown) < len(left) else ""
+    return token.removeprefix(_MARK) if token else None
+
+
+def token_after(key: str) -> str:
+    """The token of the page that begins after the entry of that key."""
+    return f"{_MARK}{key}"

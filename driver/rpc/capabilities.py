@@ -1,4 +1,5 @@
-"""How volumes of this driver may be used, and the sizes that they may have. Pure: messages in, decisions out."""
+"""What the driver can do, how volumes of it may be used, and the sizes that they may have. Pure: messages in, decisions
+out."""
 
 from __future__ import annotations
 
@@ -17,6 +18,31 @@ XFS_BYTES_MIN: Final = 300 * MIB
 _Mode = csi_pb2.VolumeCapability.AccessMode
 WRITERS: Final = (_Mode.SINGLE_NODE_WRITER, _Mode.SINGLE_NODE_SINGLE_WRITER, _Mode.SINGLE_NODE_MULTI_WRITER)
 MODES: Final = (*WRITERS, _Mode.SINGLE_NODE_READER_ONLY)
+
+
+_Rpc = csi_pb2.ControllerServiceCapability.RPC
+_CAPABILITIES: Final = (
+    _Rpc.CREATE_DELETE_VOLUME,
+    _Rpc.LIST_VOLUMES,
+    _Rpc.LIST_VOLUMES_PUBLISHED_NODES,
+    _Rpc.GET_CAPACITY,
+    _Rpc.CREATE_DELETE_SNAPSHOT,
+    _Rpc.LIST_SNAPSHOTS,
+    _Rpc.GET_SNAPSHOT,
+    _Rpc.CLONE_VOLUME,
+    _Rpc.EXPAND_VOLUME,
+    _Rpc.GET_VOLUME,
+    _Rpc.SINGLE_NODE_MULTI_WRITER,
+    _Rpc.GET_VOLUME_HEALTH,
+    _Rpc.LIST_VOLUME_HEALTH,
+)
+
+
+def controller_capabilities() -> csi_pb2.ControllerGetCapabilitiesResponse:
+    """What the Controller service can do, of one node and of all."""
+    return csi_pb2.ControllerGetCapabilitiesResponse(
+        capabilities=[csi_pb2.ControllerServiceCapability(rpc=_Rpc(type=kind)) for kind in _CAPABILITIES]
+    )
 
 
 def check(capability: csi_pb2.VolumeCapability) -> csi_pb2.VolumeCapability:

@@ -1,26 +1,28 @@
 """What stands around every call: its line in the log, its figures, and its errors.
 
-Domain errors become gRPC codes; a defect becomes INTERNAL without its details, which go to the log.
+Domain errors become gRPC codes; what another plugin answered stays as it is; a defect becomes INTERNAL without its details,
+which go to the log.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from driver.core.errors import Internal, StillframeError
-from driver.node import logs
-from driver.node.errors import code_of, text_of
+from driver.rpc import logs
+from driver.rpc.errors import code_of, text_of
 
+_OURS: Final = "/csi."
 Observe = Callable[[str, str, float], None]
 """(method, code, seconds) of a call that has ended."""
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Unary calls only: CSI's SnapshotMetadata streams, and is not served."""
+    """CSI's unary calls; what asks for health passes. CSI's SnapshotMetadata streams, and is not served."""
 
     def __init__(self, observe: Observe) -> None:
         self._observe = observe
@@ -31,7 +33,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = continuation(details)
-        if handler is None or handler.unary_unary is None:
+        if handler is None or handler.unary_unary is None or not str(details.method).startswith(_OURS):
             return handler
         serve = handler.unary_unary
 
@@ -48,11 +50,13 @@ class CallInterceptor(grpc.ServerInterceptor):
             answer = serve(request, context)
         except StillframeError as error:
             code, text = code_of(error), text_of(error)
+        except grpc.RpcError as error:  # what a node answered goes on as it is
+            code, text = error.code(), str(error.details())
         except NotImplementedError:
             code, text = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served: the capabilities say so"
         except Exception:  # the outermost frame of a call
             logs.log().exception("defect")
-            defect = Internal(f"{method} met a defect", "the node plugin's log has the details")
+            defect = Internal(f"{method} met a defect", "the plugin's log has the details")
             code, text = code_of(defect), text_of(defect)
         seconds = time.perf_counter() - started
         self._observe(method.rpartition("/")[2], code.name, seconds)

@@ -1,0 +1,81 @@
+"""`stillframe controller`: the CSI controller plugin; and what it knows of volumes that nobody uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import grpc
+
+from csi import csi_pb2, csi_pb2_grpc
+from driver.cli.context import Context, pass_context
+from driver.core import settings
+from driver.core.errors import FailedPrecondition
+from driver.core.sizes import format_size
+from driver.rpc import logs
+
+_ENDPOINT = "unix:///csi/csi.sock"
+_SELECTOR = "app.kubernetes.io/name=stillframe,app.kubernetes.io/component=node"
+_PAGE = 500
+_SECONDS = 60.0
+
+
+@click.group(invoke_without_command=True)
+@click.option("--endpoint", default=_ENDPOINT, show_default=True, help="Where CSI is served.")
+@click.option("--namespace", default=settings.own_namespace, show_default="the pod's own, or default",
+              help="Of the node plugins.")  # fmt: skip
+@click.option("--selector", default=_SELECTOR, show_default=True, help="Labels of the node plugins' pods.")
+@click.option("--node-port", type=click.IntRange(1, 65535), default=9810, show_default=True,
+              help="Port of the node plugins' --listen.")  # fmt: skip
+@click.option("--tls-secret", default="stillframe-tls", show_default=True,
+              help="Make and renew the secrets NAME-controller and NAME-node.")  # fmt: skip
+@click.option("--tls", "folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of ca.crt, tls.crt and tls.key, instead of --tls-secret: somebody else makes them.")  # fmt: skip
+@click.option("--lease", default="stillframe-controller", show_default=True, help="Lease of what one replica does.")
+@click.option("--identity", default=lambda: os.uname().nodename, show_default="the host's name", help="Who has the lease.")
+@click.option("--http", "port", type=click.IntRange(0, 65535), help="Port of /metrics, /healthz and /readyz.")
+@click.option("--debug", is_flag=True, help="Log what is asked and answered, without secrets.")
+@pass_context
+@click.pass_context
+def controller(
+    given: click.Context, context: Context, endpoint: str, namespace: str, selector: str, node_port: int, tls_secret: str,
+    folder: Path | None, lease: str, identity: str, port: int | None, debug: bool,
+) -> None:  # fmt: skip
+    """Run the CSI controller plugin in the foreground, until it is stopped (SIGTERM). The state folder needs only
+    repositories.toml."""
+    if given.invoked_subcommand is not None:
+        return
+    from driver.controller.process import Options, run  # the kubernetes package takes long to load
+
+    logs.configure(debug)
+    run(Options(context.client.state, endpoint, namespace, selector, node_port, tls_secret, folder, lease, identity, port))
+
+
+@controller.command()
+@click.option("--endpoint", default=_ENDPOINT, show_default=True, help="Where a controller plugin serves CSI.")
+@pass_context
+def orphans(context: Context, endpoint: str) -> None:
+    """List the volumes that no PersistentVolume has: data that is kept and that nobody uses."""
+    from driver.controller.kube import Kube
+    from driver.controller.strays import listed, without_pv
+
+    found = without_pv(listed(_volumes(endpoint)), Kube(settings.own_namespace()).volumes())
+    rows = [[orphan.handle, orphan.name, format_size(orphan.size_bytes)] for orphan in found]
+    shown = [{"volume": item.handle, "name": item.name, "size_bytes": item.size_bytes} for item in found]
+    context.output.table({"volumes": shown}, ["VOLUME", "NAME", "SIZE"], rows)
+
+
+def _volumes(endpoint: str) -> Iterator[csi_pb2.ListVolumesResponse.Entry]:
+    with grpc.insecure_channel(endpoint) as channel:
+        stub = csi_pb2_grpc.ControllerStub(channel)
+        token = None
+        while token != "":
+            request = csi_pb2.ListVolumesRequest(max_entries=_PAGE, starting_token=token or "")
+            try:
+                page = stub.ListVolumes(request, timeout=_SECONDS)
+            except grpc.RpcError as error:
+                raise FailedPrecondition(f"the volumes are not all known: {error.code().name}: {error.details()}") from None
+            yield from page.entries
+            token = page.next_token

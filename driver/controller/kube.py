@@ -1,0 +1,308 @@
+"""The Kubernetes API, as far as the controller needs it: the only module that knows the `kubernetes` package. Any thread.
+
+Every request has time-outs; what fails is KubernetesUnavailable. Objects that we keep (secrets, config maps, leases) are
+read with their version and written only over the version that was read.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import urllib3
+from kubernetes import client, config, watch
+from kubernetes.client.exceptions import ApiException
+
+from driver.core import settings
+from driver.core.errors import KubernetesUnavailable
+from driver.rpc import logs
+
+_SECONDS: Final = (3.0, 7.0)
+"""To connect, to answer."""
+_WATCH_SECONDS: Final = 60
+"""A watch is begun anew so often, so that a dead connection is found."""
+_AGAIN_SECONDS: Final = (0.2, 10.0)
+_LABELS: Final = {"app.kubernetes.io/managed-by": "stillframe-controller"}
+_NOT_ENDED: Final = "status.phase!=Succeeded,status.phase!=Failed"
+_PAGE: Final = 500
+_CONFLICT: Final = 409
+_NOT_FOUND: Final = 404
+_GONE: Final = 410
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an object holds, and its version."""
+
+    content: dict[str, bytes]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PodSeen:
+    """A pod of a node plugin. `address` is None until it runs."""
+
+    name: str
+    node: str
+    address: str | None
+    begun: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSeen:
+    """A Node object."""
+
+    name: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSeen:
+    """A PersistentVolume of a CSI driver; the namespace and the name of the claim it is bound to, if it is."""
+
+    name: str
+    driver: str
+    handle: str
+    claim: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodClaims:
+    """A pod that has a node and has not ended, and the names of the claims in its namespace that it uses."""
+
+    namespace: str
+    name: str
+    node: str
+    claims: tuple[str, ...]
+
+
+def pod_seen(pod: Any) -> PodSeen | None:
+    """None for one that has no node yet, or has ended."""
+    if not pod.spec.node_name or pod.status.phase in ("Succeeded", "Failed"):
+        return None
+    runs = pod.status.phase == "Running" and pod.metadata.deletion_timestamp is None
+    return PodSeen(
+        pod.metadata.name, pod.spec.node_name, pod.status.pod_ip if runs else None, pod.metadata.creation_timestamp
+    )
+
+
+def node_seen(node: Any) -> NodeSeen:
+    """Ready is what the Ready condition says; Unknown is not."""
+    conditions = (node.status.conditions if node.status else None) or []
+    return NodeSeen(node.metadata.name, any(item.type == "Ready" and item.status == "True" for item in conditions))
+
+
+def volume_seen(volume: Any) -> VolumeSeen | None:
+    """None for one that is of no CSI driver."""
+    if volume.spec.csi is None:
+        return None
+    bound = volume.spec.claim_ref
+    claim = (bound.namespace, bound.name) if bound is not None else None
+    return VolumeSeen(volume.metadata.name, volume.spec.csi.driver, volume.spec.csi.volume_handle, claim)
+
+
+def pod_claims(pod: Any) -> PodClaims | None:
+    """None for one that has no node yet. Generic ephemeral volumes have claims of the pod's and the volume's name."""
+    if not pod.spec.node_name:
+        return None
+    claims = []
+    for volume in pod.spec.volumes or ():
+        if volume.persistent_volume_claim is not None:
+            claims.append(volume.persistent_volume_claim.claim_name)
+        elif volume.ephemeral is not None:
+            claims.append(f"{pod.metadata.name}-{volume.name}")
+    return PodClaims(pod.metadata.namespace, pod.metadata.name, pod.spec.node_name, tuple(claims))
+
+
+class Kube:
+    """One namespace's objects, and the cluster's nodes and PersistentVolumes. Raises KubernetesUnavailable."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        connection = client.ApiClient(_configuration())
+        self._core = client.CoreV1Api(connection)
+        self._leases = client.CoordinationV1Api(connection)
+
+    # --- watching
+
+    def watch_pods(self, selector: str, on_list: Callable[[list[Any]], None], on_event: Callable[[str, Any], None]) -> None:
+        """Follow the namespace's pods in a thread of its own, for ever: all of them first, then each change."""
+        listing = functools.partial(self._core.list_namespaced_pod, self.namespace, label_selector=selector)
+        self._follow("pods", listing, "V1Pod", on_list, on_event)
+
+    def watch_nodes(self, on_list: Callable[[list[Any]], None], on_event: Callable[[str, Any], None]) -> None:
+        """As `watch_pods`, of the cluster's nodes."""
+        self._follow("nodes", self._core.list_node, "V1Node", on_list, on_event)
+
+    def _follow(
+        self, what: str, listing: Callable[..., Any], kind: str, on_list: Callable[[list[Any]], None],
+        on_event: Callable[[str, Any], None],
+    ) -> None:  # fmt: skip
+        def run() -> None:
+            wait, limit = _AGAIN_SECONDS
+            while True:
+                try:
+                    found = listing(_request_timeout=_SECONDS)
+                    on_list(found.items)
+                    version, wait = found.metadata.resource_version, _AGAIN_SECONDS[0]
+                    while True:
+                        version = self._stream(listing, kind, version, on_event)
+                except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
+                    if getattr(error, "status", None) != _GONE:  # a version that is forgotten: list anew
+                        logs.log().warning("the watch was broken off", watched=what, error=_text(error))
+                except Exception:  # the outermost loop of a thread without which nothing more is known
+                    logs.log().exception("defect", watched=what)
+                threading.Event().wait(wait)
+                wait = min(2 * wait, limit)
+
+        threading.Thread(target=run, name=f"watch-{what}", daemon=True).start()
+
+    @staticmethod
+    def _stream(listing: Callable[..., Any], kind: str, version: str, on_event: Callable[[str, Any], None]) -> str:
+        """One watch, to its end: the version from which the next one goes on."""
+        stream: Any = watch.Watch(return_type=kind)  # type: ignore[no-untyped-call]
+        following = stream.stream(
+            listing, resource_version=version, timeout_seconds=_WATCH_SECONDS, allow_watch_bookmarks=True,
+            _request_timeout=(_SECONDS[0], _WATCH_SECONDS + _SECONDS[1]),
+        )  # fmt: skip
+        for event in following:
+            if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                on_event(event["type"], event["object"])
+        return str(stream.resource_version or version)
+
+    # --- asking
+
+    def node_exists(self, name: str) -> bool:
+        """Whether there is a Node object."""
+        return _asked(f"read node {name!r}", self._core.read_node, name) is not None
+
+    def volumes(self) -> list[VolumeSeen]:
+        """All PersistentVolumes of CSI drivers, in pages."""
+        pages = self._pages("list PersistentVolumes", self._core.list_persistent_volume)
+        return [seen for item in pages if (seen := volume_seen(item)) is not None]
+
+    def pods_with_claims(self) -> list[PodClaims]:
+        """All pods of the cluster that are on a node and have not ended, in pages."""
+        pages = self._pages("list pods", self._core.list_pod_for_all_namespaces, field_selector=_NOT_ENDED)
+        return [seen for item in pages if (seen := pod_claims(item)) is not None]
+
+    @staticmethod
+    def _pages(what: str, call: Callable[..., Any], **options: Any) -> Iterator[Any]:
+        token: str | None = None
+        while token != "":
+            page = _asked(what, call, limit=_PAGE, _continue=token or "", **options)
+            if page is None:
+                return
+            yield from page.items
+            token = page.metadata._continue or ""
+
+    # --- keeping
+
+    def secret(self, name: str) -> Held | None:
+        """None if there is none."""
+        found = _asked(f"read secret {name!r}", self._core.read_namespaced_secret, name, self.namespace)
+        if found is None:
+            return None
+        content = {key: base64.b64decode(value) for key, value in (found.data or {}).items()}
+        return Held(content, found.metadata.resource_version)
+
+    def put_secret(self, name: str, content: dict[str, bytes], version: str | None) -> bool:
+        """Make it (`version` None), or write it over that version. False if somebody was faster."""
+        encoded: dict[str, bytes | str] = {key: base64.b64encode(value).decode() for key, value in content.items()}
+        body = client.V1Secret(metadata=self._metadata(name, version), data=encoded, type="kubernetes.io/tls")
+        make, replace = self._core.create_namespaced_secret, self._core.replace_namespaced_secret
+        return _put(f"write secret {name!r}", make, replace, name, self.namespace, body)
+
+    def config_map(self, name: str) -> Held | None:
+        """None if there is none."""
+        found = _asked(f"read config map {name!r}", self._core.read_namespaced_config_map, name, self.namespace)
+        if found is None:
+            return None
+        return Held({key: value.encode() for key, value in (found.data or {}).items()}, found.metadata.resource_version)
+
+    def put_config_map(self, name: str, content: dict[str, bytes], version: str | None) -> bool:
+        """As `put_secret`."""
+        decoded = {key: value.decode() for key, value in content.items()}
+        body = client.V1ConfigMap(metadata=self._metadata(name, version), data=decoded)
+        make, replace = self._core.create_namespaced_config_map, self._core.replace_namespaced_config_map
+        return _put(f"write config map {name!r}", make, replace, name, self.namespace, body)
+
+    def hold_lease(self, name: str, identity: str, seconds: int) -> bool:
+        """Take or renew the lease for `seconds`. False while another holds it."""
+        found = _asked(f"read lease {name!r}", self._leases.read_namespaced_lease, name, self.namespace)
+        now = datetime.now(UTC)
+        spec = found.spec if found is not None else None
+        if spec is not None and spec.holder_identity not in (None, "", identity) and spec.renew_time is not None:
+            age = (now - spec.renew_time).total_seconds()
+            if age < (spec.lease_duration_seconds or seconds):
+                return False
+        mine = client.V1LeaseSpec(holder_identity=identity, lease_duration_seconds=seconds, renew_time=now, acquire_time=now)
+        version = found.metadata.resource_version if found is not None else None
+        body = client.V1Lease(metadata=self._metadata(name, version), spec=mine)
+        make, replace = self._leases.create_namespaced_lease, self._leases.replace_namespaced_lease
+        return _put(f"write lease {name!r}", make, replace, name, self.namespace, body)
+
+    def _metadata(self, name: str, version: str | None) -> Any:
+        return client.V1ObjectMeta(name=name, namespace=self.namespace, resource_version=version, labels=_LABELS)
+
+
+def _configuration() -> client.Configuration:
+    """Of $KUBECONFIG; without it that of the pod that this is, or of ~/.kube/config."""
+    made = client.Configuration()
+    loader: Any = config  # its functions have no types
+    path = settings.environment("KUBECONFIG")
+    with _translated("read the configuration of the Kubernetes client"):
+        if path is None and settings.is_in_a_pod():
+            loader.load_incluster_config(client_configuration=made)
+        else:
+            loader.load_kube_config(config_file=path, client_configuration=made)
+    return made
+
+
+def _asked(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The object; None if there is none."""
+    with _translated(what):
+        try:
+            return call(*arguments, **options, _request_timeout=_SECONDS)
+        except ApiException as error:
+            if error.status == _NOT_FOUND:
+                return None
+            raise
+
+
+def _put(
+    what: str, make: Callable[..., Any], replace: Callable[..., Any], name: str, namespace: str, body: Any
+) -> bool:
+    with _translated(what):
+        try:
+            if body.metadata.resource_version is None:
+                make(namespace, body, _request_timeout=_SECONDS)
+            else:
+                replace(name, namespace, body, _request_timeout=_SECONDS)
+        except ApiException as error:
+            if error.status in (_CONFLICT, _NOT_FOUND):
+                return False
+            raise
+    return True
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ApiException, urllib3.exceptions.HTTPError, OSError, config.ConfigException) as error:
+        raise KubernetesUnavailable(
+            f"cannot {what}: {_text(error)}", "is the API server up, and does the service account have the chart's roles?"
+        ) from error
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, ApiException):
+        return f"{error.status} {error.reason}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,95 @@
+"""What the repositories say of snapshots: read first, whatever became of a node. gRPC's threads.
+
+The state folder's repositories.toml is read at each call; every request to a store has short time-outs.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from pathlib import Path
+from typing import Any, Final
+
+from driver.core import settings
+from driver.core.errors import FailedPrecondition, NotFound, SnapshotFailed
+from driver.core.settings import Repository
+from driver.store.open import honours_conditions
+from driver.store.port import ObjectStore
+from driver.transfer import catalog
+from driver.transfer.records import Aborted
+from driver.transfer.small import Stores
+
+Summary = dict[str, Any]
+_AT_ONCE: Final = 8
+
+
+class Repositories:
+    """Those that <state>/repositories.toml names."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._stores = Stores()
+
+    def named(self, name: str | None) -> str:
+        """The repository of that name, or the default one. Raises NotFound."""
+        return settings.repository(self._state, name).name
+
+    def _open(self, name: str) -> tuple[Repository, ObjectStore]:
+        """Raises FailedPrecondition for one that is not there any more."""
+        try:
+            repository = settings.repository(self._state, name)
+        except NotFound as error:
+            raise FailedPrecondition(error.message, error.hint) from None
+        return repository, self._stores.get(repository)
+
+    def show(self, name: str, snapshot: str) -> Summary | None:
+        """A snapshot, by its id; None if the repository knows of none. Raises what the store answers, and FailedPrecondition
+        if its bucket or folder does not exist: that says nothing of the snapshot."""
+        _, store = self._open(name)
+        try:
+            return catalog.show(store, name, snapshot)
+        except NotFound:
+            _check_place(store)
+            return None
+
+    def all(self) -> list[Summary]:
+        """The snapshots of all repositories, but deleted ones. Raises what a store answers."""
+        names = [repository.name for repository in settings.repositories(self._state)]
+        with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+            return [item for found in pool.map(self.list, names) for item in found]
+
+    def list(self, name: str) -> list[Summary]:
+        """The snapshots of a repository, but deleted ones."""
+        _, store = self._open(name)
+        _check_place(store)
+        return catalog.list_snapshots(store, name)
+
+    def fence(self, name: str, snapshot: str, reason: str) -> Summary:
+        """End a snapshot that nobody makes any more; what it is now: aborted, or complete after all.
+
+        Raises FailedPrecondition where the store cannot do that safely.
+        """
+        repository, store = self._open(name)
+        if not honours_conditions(repository, store):
+            raise FailedPrecondition(
+                f"snapshot {snapshot} cannot be ended in repository {name!r}, which ignores conditional PUTs: {reason}",
+                "bring the node back, or forget it",
+            )
+        if isinstance(catalog.fence(store, snapshot, reason), Aborted):
+            raise SnapshotFailed(reason, "take a new snapshot, of a volume on a node that is there")
+        return catalog.show(store, name, snapshot)
+
+    def delete(self, name: str, snapshot: str, *, only_writer: bool) -> None:
+        """Delete a snapshot; one in the making is ended by that. Nothing happens to one that is gone. Raises Unsupported."""
+        repository, store = self._open(name)
+        try:
+            conditions = honours_conditions(repository, store)
+            catalog.delete(store, snapshot, conditions=conditions, only_writer=only_writer)
+        except NotFound:
+            _check_place(store)
+
+
+def _check_place(store: ObjectStore) -> None:
+    try:
+        catalog.check_repository(store)
+    except NotFound as error:
+        raise FailedPrecondition(error.message, error.hint or "a folder must be mounted here too") from None

@@ -1,0 +1,147 @@
+"""Volumes that no PersistentVolume has: counted, and removed where the claim has got its volume on another node.
+
+A claim that was scheduled again leaves what was begun for it on the first node. Once its PersistentVolume names another
+volume, that one can go: provisioner and volumes give both the same name. All others are shown, and are an operator's to
+delete. One replica does this, by a lease; the others show nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from csi import csi_pb2
+from driver.controller.cluster import State
+from driver.controller.kube import Kube, VolumeSeen
+from driver.controller.nodes import Nodes
+from driver.core.errors import NodeSilent, NodeUnavailable, NotFound, StillframeError
+from driver.rpc import logs
+from driver.rpc.names import DRIVER, NAME_KEY, engine_name, parse_handle
+
+EVERY_SECONDS: Final = 60.0
+_LEASE_SECONDS: Final = 180
+_CALL_SECONDS: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A volume as its node lists it; `name` is the engine's for it."""
+
+    handle: str
+    name: str
+    size_bytes: int
+
+
+def listed(entries: Iterable[csi_pb2.ListVolumesResponse.Entry]) -> list[Listed]:
+    """What ListVolumes answers."""
+    return [
+        Listed(entry.volume.volume_id, entry.volume.volume_context.get(NAME_KEY, ""), entry.volume.capacity_bytes)
+        for entry in entries
+    ]  # fmt: skip
+
+
+def without_pv(volumes: Sequence[Listed], known: Sequence[VolumeSeen]) -> list[Listed]:
+    """Those that no PersistentVolume names. Pure."""
+    used = {item.handle for item in known if item.driver == DRIVER}
+    return [volume for volume in volumes if volume.handle not in used]
+
+
+def left_behind(orphans: Sequence[Listed], known: Sequence[VolumeSeen]) -> list[Listed]:
+    """Those whose claim has another volume. Pure."""
+    served = {_name(item.name) for item in known if item.driver == DRIVER}
+    return [orphan for orphan in orphans if orphan.name in served]
+
+
+def _name(of: str) -> str:
+    try:
+        return engine_name(of)
+    except StillframeError:
+        return ""  # longer than a volume's name can be: none of ours
+
+
+class Strays(Collector):
+    """Looks every minute while it has the lease."""
+
+    def __init__(self, nodes: Nodes, kube: Kube, lease: str, identity: str) -> None:
+        self._nodes = nodes
+        self._kube = kube
+        self._lease = lease
+        self._identity = identity
+        self._before: set[str] = set()
+        self._shown: list[Listed] = []
+
+    def start(self) -> None:
+        """From a thread, for ever."""
+        threading.Thread(target=self._run, name="strays", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.turn()
+            except StillframeError as error:
+                logs.log().warning("volumes without a PersistentVolume are not known", error=error.message)
+            except Exception:  # the outermost loop of a thread
+                logs.log().exception("defect")
+            threading.Event().wait(EVERY_SECONDS)
+
+    def turn(self) -> None:
+        """Look once, if the lease is ours. Raises KubernetesUnavailable."""
+        if self._kube.hold_lease(self._lease, self._identity, _LEASE_SECONDS):
+            self._look()
+        else:
+            self._before, self._shown = set(), []
+
+    def _look(self) -> None:
+        """One that was just made has no PersistentVolume yet: only what had none a minute ago either is shown."""
+        volumes = self._volumes()
+        known = self._kube.volumes()
+        orphans = without_pv(volumes, known)
+        for stray in left_behind(orphans, known):
+            self._remove(stray)
+        self._shown = [orphan for orphan in orphans if orphan.handle in self._before]
+        self._before = {orphan.handle for orphan in orphans}
+
+    def _volumes(self) -> list[Listed]:
+        """Of the nodes that can be asked."""
+        found: list[Listed] = []
+        for node in self._nodes.cluster.with_plugins():
+            if self._nodes.cluster.find(node).state is not State.READY:
+                continue
+            try:
+                answer = self._nodes.call(node, "ListVolumes", csi_pb2.ListVolumesRequest(), _CALL_SECONDS)
+            except (NodeUnavailable, NodeSilent, grpc.RpcError) as error:
+                logs.log().info("its volumes are not known", node=node, error=str(error))
+                continue
+            found += listed(answer.entries)
+        return found
+
+    def _remove(self, stray: Listed) -> None:
+        node = parse_handle("volume", stray.handle).where
+        request = csi_pb2.DeleteVolumeRequest(volume_id=stray.handle)
+        try:
+            self._nodes.call(node, "DeleteVolume", request, _CALL_SECONDS)
+        except (NodeUnavailable, NodeSilent, NotFound) as error:
+            logs.log().info("a volume that a claim has left stays for now", volume=stray.handle, error=error.message)
+        except grpc.RpcError as error:
+            logs.log().info("a volume that a claim has left stays for now", volume=stray.handle, error=str(error))
+        else:
+            logs.log().info("a volume that a claim has left is removed", volume=stray.handle, name=stray.name)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: what there is, is known at a scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        orphans = GaugeMetricFamily(
+            "stillframe_volume_without_pv", "Volumes that no PersistentVolume has, for a minute at least",
+            labels=["node", "volume", "name"],
+        )  # fmt: skip
+        for orphan in self._shown:
+            orphans.add_metric([parse_handle("volume", orphan.handle).where, orphan.handle, orphan.name], 1)
+        yield orphans

@@ -1,0 +1,173 @@
+"""CSI Controller for the cluster: volumes. Each call goes to the node that has the volume, or that the topology asks for.
+Mixin of `controller.Controller`; gRPC's threads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.protobuf import wrappers_pb2
+
+from csi import csi_pb2
+from driver.controller.clones import Clones
+from driver.controller.cluster import State
+from driver.controller.everywhere import Everywhere
+from driver.core.errors import NodeUnavailable, NotFound, OutOfSpace
+from driver.rpc import capabilities
+from driver.rpc.names import NAME_KEY, TOPOLOGY_KEY, engine_name, parse_handle
+
+NO_NODE = "no node has a node plugin that is ready"
+NO_NODE_HINT = "look at the node plugin's pods: kubectl get pods -o wide"
+
+
+def wanted_nodes(requirement: csi_pb2.TopologyRequirement) -> list[str]:
+    """The nodes that a topology names, the preferred ones first. Pure."""
+    named = [topology.segments.get(TOPOLOGY_KEY, "") for topology in (*requirement.preferred, *requirement.requisite)]
+    return list(dict.fromkeys(node for node in named if node))
+
+
+class VolumeCalls:
+    """Create, delete, list, look up, check and grow."""
+
+    def __init__(self, everywhere: Everywhere) -> None:
+        self._everywhere = everywhere
+        self._nodes = everywhere.nodes
+        self._clones = Clones(everywhere)
+
+    def CreateVolume(  # noqa: N802
+        self, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.CreateVolumeResponse:
+        """Made on the first of the wanted nodes that takes it. Raises OutOfSpace if the node is NotReady or gone: the claim
+        is scheduled again. What was begun on a node that the claim has left is removed by `strays`."""
+        name = engine_name(request.name)
+        capabilities.check_all(request.volume_capabilities)
+        nodes = wanted_nodes(request.accessibility_requirements)
+        with self._everywhere.operations.on(f"volume {name}"):
+            if len(nodes) != 1:
+                nodes = self._ordered(nodes, name, request, context)
+            problem: Exception = OutOfSpace(NO_NODE, NO_NODE_HINT)
+            for node in nodes:
+                try:
+                    return self._create(node, request, context)
+                except NodeUnavailable as error:
+                    problem = OutOfSpace(error.message, error.hint)
+                except grpc.RpcError as error:
+                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                        raise
+                    problem = error
+            raise problem
+
+    def _create(
+        self, node: str, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.CreateVolumeResponse:
+        asked = csi_pb2.CreateVolumeRequest()
+        asked.CopyFrom(request)
+        here = csi_pb2.Topology(segments={TOPOLOGY_KEY: node})
+        asked.accessibility_requirements.CopyFrom(csi_pb2.TopologyRequirement(requisite=[here], preferred=[here]))
+        source = request.volume_content_source.volume.volume_id
+        if source and parse_handle("volume", source).where != node:
+            return self._clones.create(node, asked, context)
+        made: csi_pb2.CreateVolumeResponse = self._nodes.ask(node, "CreateVolume", asked, context)
+        return made
+
+    def _ordered(
+        self, wanted: Sequence[str], name: str, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
+    ) -> list[str]:
+        """Where several nodes may have the volume: the one that has it already, else the one of its source, else as wanted,
+        else by what is free."""
+        found = self._holder(wanted or self._ready(), name, context)
+        if found is not None:
+            return [found]
+        source = request.volume_content_source.volume.volume_id
+        if source:
+            home = parse_handle("volume", source).where
+            if not wanted or home in wanted:
+                return [home]
+        if wanted:
+            return list(wanted)
+        free = {node: self._free(node, context) for node in self._ready()}
+        return sorted(free, key=lambda node: (-free[node], node))
+
+    def _ready(self) -> list[str]:
+        cluster = self._nodes.cluster
+        return [node for node in cluster.with_plugins() if cluster.find(node).state is State.READY]
+
+    def _holder(self, nodes: Sequence[str], name: str, context: grpc.ServicerContext) -> str | None:
+        for node in nodes:
+            try:
+                answer = self._nodes.ask(node, "ListVolumes", csi_pb2.ListVolumesRequest(), context)
+            except NodeUnavailable:
+                continue
+            if any(entry.volume.volume_context.get(NAME_KEY) == name for entry in answer.entries):
+                return node
+        return None
+
+    def _free(self, node: str, context: grpc.ServicerContext) -> int:
+        try:
+            return int(self._nodes.ask(node, "GetCapacity", csi_pb2.GetCapacityRequest(), context).available_capacity)
+        except NodeUnavailable:
+            return 0
+
+    def DeleteVolume(  # noqa: N802
+        self, request: csi_pb2.DeleteVolumeRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.DeleteVolumeResponse:
+        """Nothing happens if it is gone, or gone with a node that was forgotten."""
+        with contextlib.suppress(NotFound):
+            self._everywhere.ask_owner("DeleteVolume", request, context)
+        return csi_pb2.DeleteVolumeResponse()
+
+    def ListVolumes(  # noqa: N802
+        self, request: csi_pb2.ListVolumesRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.ListVolumesResponse:
+        entries, token = self._everywhere.merged("ListVolumes", request, context)
+        return csi_pb2.ListVolumesResponse(entries=entries, next_token=token)
+
+    def ControllerListVolumeHealth(  # noqa: N802
+        self, request: csi_pb2.ControllerListVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.ControllerListVolumeHealthResponse:
+        entries, token = self._everywhere.merged("ControllerListVolumeHealth", request, context)
+        return csi_pb2.ControllerListVolumeHealthResponse(entries=entries, next_token=token)
+
+    def GetCapacity(  # noqa: N802
+        self, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetCapacityResponse:
+        """Of the node that the topology names; without one the sum of those that are ready, and the largest volume."""
+        node = request.accessible_topology.segments.get(TOPOLOGY_KEY)
+        if node:
+            answer: csi_pb2.GetCapacityResponse = self._nodes.ask(node, "GetCapacity", request, context)
+            return answer
+        found = [self._nodes.ask(each, "GetCapacity", request, context) for each in self._ready()]
+        if not found:
+            return csi_pb2.GetCapacityResponse()
+        return csi_pb2.GetCapacityResponse(
+            available_capacity=sum(item.available_capacity for item in found),
+            maximum_volume_size=wrappers_pb2.Int64Value(value=max(item.maximum_volume_size.value for item in found)),
+            minimum_volume_size=wrappers_pb2.Int64Value(value=max(item.minimum_volume_size.value for item in found)),
+        )
+
+    def ValidateVolumeCapabilities(  # noqa: N802
+        self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> Any:
+        return self._everywhere.ask_owner("ValidateVolumeCapabilities", request, context)
+
+    def ControllerExpandVolume(  # noqa: N802
+        self, request: csi_pb2.ControllerExpandVolumeRequest, context: grpc.ServicerContext
+    ) -> Any:
+        return self._everywhere.ask_owner("ControllerExpandVolume", request, context)
+
+    def ControllerGetVolume(  # noqa: N802
+        self, request: csi_pb2.ControllerGetVolumeRequest, context: grpc.ServicerContext
+    ) -> Any:
+        return self._everywhere.ask_owner("ControllerGetVolume", request, context)
+
+    def ControllerGetVolumeHealth(  # noqa: N802
+        self, request: csi_pb2.ControllerGetVolumeHealthRequest, context: grpc.ServicerContext
+    ) -> Any:
+        return self._everywhere.ask_owner("ControllerGetVolumeHealth", request, context)
+
+    def ControllerModifyVolume(  # noqa: N802
+        self, request: csi_pb2.ControllerModifyVolumeRequest, context: grpc.ServicerContext
+    ) -> Any:
+        return self._everywhere.ask_owner("ControllerModifyVolume", request, context)

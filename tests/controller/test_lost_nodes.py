@@ -1,0 +1,287 @@
+"""Nodes that are NotReady, silent, dead or gone: what each call answers, and what can still be deleted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from csi import csi_pb2
+from driver.core.ids import snapshot_id
+from tests.apiserver import wait_until
+from tests.clusters import Cluster, Controller, NodePlugin, cluster
+from tests.controller.test_routing import SIZE, create, delete, topology, volume_of
+
+MIB = 1 << 20
+DEADLINE = 10.0
+"""The provisioner's own default."""
+
+
+@pytest.fixture
+def two() -> Iterator[Cluster]:
+    """A controller, and the nodes node-a and node-b; sessions on them are slow."""
+    with cluster() as made:
+        made.controller()
+        for name in ("node-a", "node-b"):
+            made.node(name)
+        yield made
+
+
+def refusal(call: Callable[..., Any], request: Any, node: str = "node-a") -> grpc.StatusCode:
+    """The code, of an answer within the deadline that names the node and says what to do."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call(request, timeout=DEADLINE)
+    text = str(raised.value.details())
+    assert node in text, text
+    assert ";" in text, text
+    assert raised.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+    return raised.value.code()
+
+
+def snapshot_request(volume: str, name: str) -> csi_pb2.CreateSnapshotRequest:
+    return csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=name)
+
+
+def snapshot(controller: Controller, volume: str, name: str) -> str:
+    """The handle of a complete snapshot."""
+
+    def made() -> str | None:
+        found = controller.controller.CreateSnapshot(snapshot_request(volume, name), timeout=20).snapshot
+        return str(found.snapshot_id) if found.ready_to_use else None
+
+    return str(wait_until(made))
+
+
+def begin_upload(controller: Controller, node: NodePlugin, volume: str, name: str) -> str:
+    """The handle of a snapshot that is being uploaded, and will be for long."""
+    held = node.volumes()
+    called = next(key for key, handle in held.items() if handle == volume)
+    with open(node.engine.call("volume.attach", name=called)["device"], "wb", buffering=0) as file:
+        for _ in range(SIZE // MIB):
+            file.write(os.urandom(MIB))
+    found = controller.controller.CreateSnapshot(snapshot_request(volume, name), timeout=20).snapshot
+    assert not found.ready_to_use
+    return str(found.snapshot_id)
+
+
+def remove_snapshot(controller: Controller, handle: str) -> None:
+    controller.controller.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle), timeout=DEADLINE)
+
+
+def check_codes(controller: Controller, volume: str, complete: str, *, with_pod: bool = True) -> None:
+    """What the calls for a node that cannot be asked answer."""
+    calls = controller.controller
+    assert refusal(calls.CreateVolume, volume_of("pvc-lost", "node-a")) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal(calls.CreateSnapshot, snapshot_request(volume, "lost")) is grpc.StatusCode.FAILED_PRECONDITION
+    where = topology("node-a").requisite[0]
+    rest: list[tuple[Any, Any]] = [
+        (calls.DeleteVolume, csi_pb2.DeleteVolumeRequest(volume_id=volume)),
+        (calls.ControllerGetVolume, csi_pb2.ControllerGetVolumeRequest(volume_id=volume)),
+        (calls.ControllerExpandVolume, csi_pb2.ControllerExpandVolumeRequest(volume_id=volume)),
+        (calls.GetCapacity, csi_pb2.GetCapacityRequest(accessible_topology=where)),
+    ]
+    if with_pod:
+        rest.append((calls.ListVolumes, csi_pb2.ListVolumesRequest()))
+    for call, request in rest:
+        assert refusal(call, request) is grpc.StatusCode.UNAVAILABLE, type(request).__name__
+    assert calls.CreateSnapshot(snapshot_request(volume, "whole"), timeout=DEADLINE).snapshot.ready_to_use
+    listed = calls.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
+    assert [entry.snapshot.snapshot_id for entry in listed] == [complete]
+    found = calls.GetSnapshot(csi_pb2.GetSnapshotRequest(snapshot_id=complete), timeout=DEADLINE).snapshot
+    assert found.ready_to_use and found.source_volume_id == volume
+
+
+def can_list(controller: Controller) -> bool:
+    try:
+        controller.controller.ListVolumes(csi_pb2.ListVolumesRequest(), timeout=DEADLINE)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def test_what_calls_answer_while_a_node_cannot_be_asked(two: Cluster) -> None:
+    controller, node = two.controllers[0], two.nodes["node-a"]
+    volume = create(controller, "pvc-a", "node-a")
+    other = create(controller, "pvc-b", "node-b")
+    complete = snapshot(controller, volume, "whole")
+
+    two.api.put_node("node-a", ready=False)
+    capacity = csi_pb2.GetCapacityRequest(accessible_topology=topology("node-a").requisite[0])
+
+    def cannot() -> bool:
+        try:
+            controller.controller.GetCapacity(capacity, timeout=DEADLINE)
+        except grpc.RpcError:
+            return True
+        return False
+
+    def can() -> bool:
+        return not cannot()
+
+    wait_until(cannot)
+    check_codes(controller, volume, complete)
+    two.api.put_node("node-a")
+    wait_until(can)
+
+    assert node.process is not None
+    node.process.send_signal(signal.SIGSTOP)
+    check_codes(controller, volume, complete)
+    node.process.send_signal(signal.SIGCONT)
+    wait_until(can)
+
+    node.kill()
+    check_codes(controller, volume, complete)
+    two.api.delete_pod("plugin-node-a")  # its volumes are listed no more, and are refused as before
+    wait_until(lambda: can_list(controller))
+    check_codes(controller, volume, complete, with_pod=False)
+    two.api.core.delete_node("node-a")
+    wait_until(lambda: "no Node object" in gone_text(controller, csi_pb2.DeleteVolumeRequest(volume_id=volume)))
+    check_codes(controller, volume, complete, with_pod=False)
+    remove_snapshot(controller, complete)
+    assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
+    get = csi_pb2.ControllerGetVolumeRequest(volume_id=other)
+    assert controller.controller.ControllerGetVolume(get, timeout=DEADLINE).volume.volume_id == other
+
+
+def test_a_snapshot_whose_node_died_fails_after_five_silent_minutes(two: Cluster) -> None:
+    controller, node = two.controllers[0], two.nodes["node-a"]
+    volume = create(controller, "pvc-a", "node-a")
+    begin_upload(controller, node, volume, "dying")
+    node.kill()
+    node.engine.kill()
+    ask = snapshot_request(volume, "dying")
+    assert refusal(controller.controller.CreateSnapshot, ask) is grpc.StatusCode.FAILED_PRECONDITION
+    two.age(snapshot_id("dying"))
+    for _ in range(2):
+        assert refusal(controller.controller.CreateSnapshot, ask) is grpc.StatusCode.INTERNAL
+    manifest = two.folder / "repository/snapshots" / snapshot_id("dying") / "manifest.json"
+    assert '"aborted"' in manifest.read_text()
+
+
+def test_a_commit_that_was_faster_than_the_mark_counts(two: Cluster) -> None:
+    """The heartbeat stood still, the node cannot be asked, and the manifest is there: the snapshot is complete."""
+    controller, node = two.controllers[0], two.nodes["node-a"]
+    volume = create(controller, "pvc-a", "node-a")
+    handle = snapshot(controller, volume, "late")
+    node.kill()
+    two.age(snapshot_id("late"))
+    assert controller.controller.CreateSnapshot(snapshot_request(volume, "late"), timeout=DEADLINE).snapshot.ready_to_use
+    assert handle == f"local:{snapshot_id('late')}"
+
+
+def test_a_session_cannot_commit_after_its_deletion_without_its_node(two: Cluster) -> None:
+    controller, node = two.controllers[0], two.nodes["node-a"]
+    volume = create(controller, "pvc-a", "node-a")
+    handle = begin_upload(controller, node, volume, "deleted")
+    two.api.put_node("node-a", ready=False)
+    node.kill()
+    for _ in range(2):
+        remove_snapshot(controller, handle)
+    ended = node.engine.wait_snapshot(handle)
+    assert ended["state"] != "committed"
+    folder = two.folder / "repository/snapshots" / snapshot_id("deleted")
+    assert (folder / "deleted.json").exists() and '"aborted"' in (folder / "manifest.json").read_text()
+
+
+def test_deleting_a_running_snapshot_ends_its_session(two: Cluster) -> None:
+    controller, node = two.controllers[0], two.nodes["node-a"]
+    volume = create(controller, "pvc-a", "node-a")
+    handle = begin_upload(controller, node, volume, "unwanted")
+    remove_snapshot(controller, handle)
+    shown = node.engine.call("snapshot.list", repository="local")["snapshots"]
+    assert [item for item in shown if item["id"] == snapshot_id("unwanted")] == []
+    snapshot(controller, volume, "wanted")
+
+
+def test_a_forgotten_node_takes_its_volumes_with_it(two: Cluster) -> None:
+    controller = two.controllers[0]
+    volume = create(controller, "pvc-a", "node-a")
+    forget = ("node", "forget", "node-a", "--namespace", "stillframe")
+    refused = two.command(*forget)
+    assert refused.returncode == 5 and "kubectl delete node node-a" in refused.stderr
+    two.nodes["node-a"].kill()
+    two.api.core.delete_node("node-a")
+    request = csi_pb2.DeleteVolumeRequest(volume_id=volume)
+    wait_until(lambda: "forget" in gone_text(controller, request))
+    assert two.command(*forget).returncode == 0
+    delete(controller, volume)
+    get = csi_pb2.ControllerGetVolumeRequest(volume_id=volume)
+    with pytest.raises(grpc.RpcError) as raised:
+        controller.controller.ControllerGetVolume(get, timeout=DEADLINE)
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    two.api.put_node("node-a")
+    wait_until(lambda: "cannot be reached" in gone_text(controller, request))
+
+
+def gone_text(controller: Controller, request: Any) -> str:
+    with pytest.raises(grpc.RpcError) as raised:
+        controller.controller.DeleteVolume(request, timeout=DEADLINE)
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    return str(raised.value.details())
+
+
+def test_an_upload_of_a_group_is_given_up_and_deleted_without_its_node(two: Cluster) -> None:
+    controller, node = two.controllers[0], two.nodes["node-a"]
+    volumes = [create(controller, name, "node-a") for name in ("pvc-1", "pvc-2")]
+    for name in ("pvc-1", "pvc-2"):
+        with open(node.engine.call("volume.attach", name=name)["device"], "wb", buffering=0) as file:
+            for _ in range(SIZE // MIB):
+                file.write(os.urandom(MIB))
+    ask = csi_pb2.CreateVolumeGroupSnapshotRequest(name="both", source_volume_ids=volumes)
+    group = controller.groups.CreateVolumeGroupSnapshot(ask, timeout=20).group_snapshot
+    node.kill()
+    node.engine.kill()
+    ready = [item.ready_to_use for item in group.snapshots]
+    assert not all(ready)
+    assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask) is grpc.StatusCode.FAILED_PRECONDITION
+    for item in group.snapshots:
+        two.age(item.snapshot_id.rpartition(":")[2])
+    assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask) is grpc.StatusCode.INTERNAL
+    gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id)
+    controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=DEADLINE)
+    for item in group.snapshots:
+        folder = two.folder / "repository/snapshots" / item.snapshot_id.rpartition(":")[2]
+        assert (folder / "deleted.json").exists()
+    assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
+
+
+def test_a_repository_that_is_not_there_deletes_nothing(two: Cluster) -> None:
+    controller = two.controllers[0]
+    volume = create(controller, "pvc-a", "node-a")
+    handle = snapshot(controller, volume, "kept")
+    (two.folder / "repository").rename(two.folder / "elsewhere")
+    calls = controller.controller
+    gone = csi_pb2.DeleteSnapshotRequest(snapshot_id=handle)
+    assert refusal(calls.DeleteSnapshot, gone, "repository") is grpc.StatusCode.FAILED_PRECONDITION
+    listing = csi_pb2.ListSnapshotsRequest()
+    assert refusal(calls.ListSnapshots, listing, "repository") is grpc.StatusCode.FAILED_PRECONDITION
+    (two.folder / "state/repositories.toml").write_text("")
+    assert refusal(calls.DeleteSnapshot, gone, "local") is grpc.StatusCode.FAILED_PRECONDITION
+    (two.folder / "elsewhere").rename(two.folder / "repository")
+    (two.folder / "state/repositories.toml").write_text(f'[repositories.local]\nurl = "file://{two.folder}/repository"\n')
+    assert calls.CreateSnapshot(snapshot_request(volume, "kept"), timeout=DEADLINE).snapshot.ready_to_use
+
+
+def test_the_api_server_may_be_away_and_the_last_word_counts(two: Cluster) -> None:
+    controller = two.controllers[0]
+    volume = create(controller, "pvc-a", "node-a")
+    two.api.restart_server()
+    get = csi_pb2.ControllerGetVolumeRequest(volume_id=volume)
+    assert controller.controller.ControllerGetVolume(get, timeout=DEADLINE).volume.volume_id == volume
+    two.api.put_node("node-a", ready=False)
+
+    def is_noticed() -> bool:
+        try:
+            controller.controller.ControllerGetVolume(get, timeout=DEADLINE)
+        except grpc.RpcError as error:
+            return bool(re.search("NotReady", str(error.details())))
+        time.sleep(0.1)
+        return False
+
+    wait_until(is_noticed, 60)

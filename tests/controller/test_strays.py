@@ -1,0 +1,111 @@
+"""Volumes without a PersistentVolume: those that a claim has left are removed, the others are shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from csi import csi_pb2
+from driver.controller.cluster import Cluster as View
+from driver.controller.kube import Kube, VolumeSeen
+from driver.controller.nodes import Nodes
+from driver.controller.strays import Listed, Strays, left_behind, without_pv
+from driver.rpc.tls import Certificates
+from tests.apiserver import LABELS, NAMESPACE, wait_until
+from tests.clusters import Cluster, cluster
+from tests.controller.test_routing import create, volume_of
+
+
+def test_only_what_its_claim_has_left_may_go() -> None:
+    def seen(name: str, handle: str, driver: str = "csi.stillframe.io") -> VolumeSeen:
+        return VolumeSeen(name, driver, handle)
+
+    names = ("pvc-1", "pvc-2", "pvc-3", "pvc-4")
+    left, kept, fresh, bound = (Listed(f"node-a:{name}", name, 1) for name in names)
+    known = [seen("pvc-1", "node-b:9"), seen("pvc-2", "other:1", "csi.example.org"), seen("static", bound.handle)]
+    known.append(seen("pvc-4", "node-b:8"))
+    orphans = without_pv([left, kept, fresh, bound], known)
+    assert orphans == [left, kept, fresh]
+    assert left_behind(orphans, known) == [left]
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with cluster() as made:
+        monkeypatch.setitem(os.environ, "KUBECONFIG", str(made.api.kubeconfig()))
+        made.controller("--lease", "another")
+        for name in ("node-a", "node-b"):
+            made.node(name)
+        yield made
+
+
+def strays(of: Cluster, identity: str) -> Strays:
+    """A replica's, with its own view of the cluster."""
+    kube = Kube(NAMESPACE)
+    view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
+    view.start()
+    wait_until(lambda: view.is_known)
+    secret = of.secret("controller")
+    shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
+    return Strays(Nodes(view, lambda: shown, of.port), kube, "stillframe-controller", identity)
+
+
+def metrics(of: Strays) -> str:
+    registry = CollectorRegistry()
+    registry.register(of)
+    return generate_latest(registry).decode()
+
+
+def test_a_claim_that_moved_on_leaves_nothing_behind(two: Cluster) -> None:
+    """Made on node-a, whose answer was lost; then node-a was NotReady, and the claim was scheduled to node-b."""
+    controller = two.controllers[0]
+    lost = create(controller, "pvc-1", "node-a")
+    two.api.put_node("node-a", ready=False)
+
+    def is_refused() -> bool:
+        try:
+            controller.controller.CreateVolume(volume_of("pvc-1", "node-a"), timeout=10)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            return True
+        return False
+
+    wait_until(is_refused)
+    bound = create(controller, "pvc-1", "node-b")
+    two.api.put_volume("pvc-1", bound)
+    looker = strays(two, "one")
+    looker.turn()
+    assert two.nodes["node-a"].volumes() == {"pvc-1": lost}
+    two.api.put_node("node-a")
+
+    def is_gone() -> bool:
+        looker.turn()
+        return two.nodes["node-a"].volumes() == {}
+
+    wait_until(is_gone)
+    assert two.nodes["node-b"].volumes() == {"pvc-1": bound}
+
+
+def test_what_no_claim_has_is_shown_by_one_replica_and_by_a_command(two: Cluster) -> None:
+    controller = two.controllers[0]
+    orphan = create(controller, "pvc-orphan", "node-a")
+    bound = create(controller, "pvc-bound", "node-b")
+    two.api.put_volume("pvc-bound", bound)
+    one, other = strays(two, "one"), strays(two, "other")
+    one.turn()
+    assert orphan not in metrics(one), "it may have been made a moment ago"
+    one.turn()
+    other.turn()
+    other.turn()
+    assert f'stillframe_volume_without_pv{{name="pvc-orphan",node="node-a",volume="{orphan}"}} 1.0' in metrics(one)
+    assert bound not in metrics(one) and orphan not in metrics(other)
+    shown = two.command("--output", "json", "controller", "orphans", "--endpoint", controller.endpoint)
+    assert shown.returncode == 0, shown.stderr
+    assert orphan in shown.stdout and bound not in shown.stdout
+    controller.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=orphan), timeout=10)
+    one.turn()
+    assert orphan not in metrics(one)
