@@ -51,13 +51,15 @@ EVERYTHING: Manifest = {
         "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}},
         "transfer": {"resources": {"limits": {"memory": "2Gi"}}},
     },
-    "node": {"maxVolumes": 20, "debug": True, "metricsPort": 9999, "maxUnavailable": 1, "nodeSelector": {"disk": "nvme"}},
+    "node": {"maxVolumes": 20, "debug": True, "metricsPort": 9999, "csiPort": 9811, "maxUnavailable": 1,
+             "nodeSelector": {"disk": "nvme"}},
     "controller": {
         "replicas": 3, "debug": True, "podDisruptionBudget": {"maxUnavailable": "30%"},
         "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}},
         "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
     },
     "sidecars": {"logLevel": 5},
+    "tls": {"controllerSecret": "from-cert-manager-controller", "nodeSecret": "from-cert-manager-node"},
     "monitoring": {
         "podMonitor": {"enabled": True, "interval": "1m", "labels": {"release": "prometheus"}},
         "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from driver import __version__
 from driver.cli.main import cli
 from driver.core.settings import repositories
-from driver.rpc import metrics, parameters
+from driver.rpc import parameters
 from tests.chart.rendered import (
     CHART,
     EVERYTHING,
@@ -80,7 +80,7 @@ def test_every_argument_is_one_that_the_command_has(manifests: list[Manifest]) -
                 before = container["args"].index(option) < container["args"].index(words[0])
                 known = of_all if before else said.output
                 assert re.search(rf"^\s+{option.partition('=')[0]}\b", known, re.M), (name, option)
-    assert {"engine run", "engine transfer", "node", "uninstall-check"} <= seen
+    assert {"engine run", "engine transfer", "node", "controller", "uninstall-check"} <= seen
 
 
 def test_the_engine_is_replaced_by_hand_only_and_nothing_kills_it(manifests: list[Manifest]) -> None:
@@ -114,7 +114,7 @@ def test_only_the_transfer_and_the_controller_see_credentials(manifests: list[Ma
             if "secret" in volume or any("secret" in source for source in volume.get("projected", {}).get("sources", ()))
         }  # fmt: skip
         for container in containers(pod):
-            if secret & {mount["name"] for mount in container.get("volumeMounts", ())}:
+            if (secret - {"tls"}) & {mount["name"] for mount in container.get("volumeMounts", ())}:
                 assert container["name"] in ("transfer", "controller"), (name, container["name"])
     assert "quiet" not in str([m for m in manifests if m["kind"] != "Secret"])
 
@@ -168,11 +168,13 @@ def test_every_right_is_listed_here_with_who_needs_it(manifests: list[Manifest])
         "nodes": "provisioner", "events": "all", "leases": "all", "csistoragecapacities": "provisioner",
         "pods": "provisioner guard", "replicasets": "provisioner", "volumesnapshots": "provisioner",
         "volumesnapshotclasses": "snapshotter", "volumesnapshotcontents": "snapshotter provisioner",
-        "volumesnapshotcontents/status": "snapshotter",
+        "volumesnapshotcontents/status": "snapshotter", "configmaps": "controller",
     }  # fmt: skip
     if of_kind(manifests, "VolumeGroupSnapshotClass"):
         groups = ("volumegroupsnapshotclasses", "volumegroupsnapshotcontents", "volumegroupsnapshotcontents/status")
         needed |= dict.fromkeys(groups, "snapshotter")
+    if EVERYTHING["tls"]["controllerSecret"] not in str(manifests):
+        needed["secrets"] = "controller"
     given = set()
     for manifest in of_kind(manifests, "ClusterRole") + of_kind(manifests, "Role"):
         for rule in manifest["rules"]:
@@ -184,6 +186,32 @@ def test_every_right_is_listed_here_with_who_needs_it(manifests: list[Manifest])
     assert bound == {(r["kind"], r["metadata"]["name"]) for r in manifests if r["kind"] in ("Role", "ClusterRole")}
     accounts = {account["metadata"]["name"] for account in of_kind(manifests, "ServiceAccount")}
     assert accounts == {pod["spec"]["serviceAccountName"] for _, pod in pod_templates(manifests)}
+
+
+def test_controller_and_nodes_meet(manifests: list[Manifest]) -> None:
+    """The same port and labels on both sides, and secrets that are of the two only."""
+    controller = dict(pod_templates(manifests))["stillframe-controller"]["spec"]
+    node = dict(pod_templates(manifests))["stillframe-node"]
+    said = dict(word.removeprefix("--").partition("=")[::2] for word in controller["containers"][0]["args"])
+    labels = dict(pair.split("=") for pair in said["selector"].split(","))
+    assert labels.items() <= node["metadata"]["labels"].items()
+    for name, pod in pod_templates(manifests):
+        assert name == "stillframe-node" or not labels.items() <= pod["metadata"]["labels"].items()
+    (plugin,) = node["spec"]["containers"]
+    assert f"--listen=:{said['node-port']}" in plugin["args"] and "--tls=/etc/stillframe/tls" in plugin["args"]
+    assert {"name": "csi", "containerPort": int(said["node-port"])} in plugin["ports"]
+    (secret,) = [volume["secret"] for volume in node["spec"]["volumes"] if volume["name"] == "tls"]
+    assert secret["optional"] is True
+    if "tls-secret" in said:
+        assert secret["secretName"] == f"{said['tls-secret']}-node"
+        may = [rule for role in of_kind(manifests, "Role") for rule in role["rules"] if rule["resources"] == ["secrets"]]
+        assert [rule.get("resourceNames") for rule in may] == [
+            None, [f"{said['tls-secret']}-controller", f"{said['tls-secret']}-node"],
+        ]  # fmt: skip
+    else:
+        assert secret["secretName"] == EVERYTHING["tls"]["nodeSecret"]
+    rendered = [secret["metadata"]["name"] for secret in of_kind(manifests, "Secret")]
+    assert not [name for name in rendered if "tls" in name], "Helm would make another one at each render"
 
 
 def test_tokens_are_only_where_the_api_is_spoken_to(manifests: list[Manifest]) -> None:
@@ -255,7 +283,7 @@ def test_text_in_values_cannot_break_out_of_the_repositories_file() -> None:
 
 def test_alerts_and_the_dashboard_ask_for_metrics_that_there_are() -> None:
     manifests = template(EVERYTHING)
-    source = Path(metrics.__file__).read_text()
+    source = "".join(path.read_text() for path in (ROOT / "driver").rglob("*.py"))
     known = set(re.findall(r'"(stillframe_[a-z_]+)"', source))
     known |= {re.sub(r"\{side\}", side, name) for side in ("read", "write")
               for name in re.findall(r'"(stillframe_volume_\{side\}[a-z_]+)"', source)}  # fmt: skip

@@ -64,6 +64,7 @@ from tests.chart.rendered import REPOSITORY, refusal
             'volumeGroupSnapshotClass "g" names the repository "r", which is not in the values (repositories: none)',
         ),
         ({"volumeSnapshotClasses": [{"name": "s", "onBufferFull": "wait"}]}, "/volumeSnapshotClasses/0/onBufferFull"),
+        ({"tls": {"nodeSecret": "n"}}, "tls.controllerSecret and tls.nodeSecret belong together"),
         ({"monitoring": {"serviceMonitor": {"enabled": True}}}, "serviceMonitor"),
     ],
     ids=lambda given: None if isinstance(given, str) else "-".join(given),

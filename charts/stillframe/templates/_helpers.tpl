@@ -67,6 +67,9 @@ onBufferFull: {{ .class.onBufferFull | default "throttle" | quote }}
 
 {{/* What no schema can say. */}}
 {{- define "stillframe.check" -}}
+{{- if ne (empty .Values.tls.controllerSecret) (empty .Values.tls.nodeSecret) }}
+{{- fail "tls.controllerSecret and tls.nodeSecret belong together: give both, or none" }}
+{{- end }}
 {{- $defaults := list }}
 {{- range $name, $repository := .Values.repositories }}
 {{- if $repository.default }}{{ $defaults = append $defaults $name }}{{ end }}
