@@ -15,7 +15,7 @@ from driver.core.errors import FailedPrecondition, StillframeError
 from driver.engine import handover
 from driver.engine.handover import Holdings
 from driver.engine.keeper import SOCKET, Keeper
-from driver.host import kernel
+from driver.host import kernel, loop, mountinfo
 from driver.host.cgroup import MemoryGroup, limited
 from driver.host.log import say
 
@@ -43,7 +43,16 @@ def prepare_mounts(state: str) -> int:
         kernel.mount("stillframe-dev", devices, "tmpfs", kernel.MS_NOSUID | kernel.MS_NOEXEC, "mode=0700,size=1m")
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     kernel.unshare_mounts()
+    let_go_of_volumes()
     return host
+
+
+def let_go_of_volumes() -> None:
+    """Drop our copies of volumes' file systems: where the host's root is private we would not hear of their unmounting."""
+    for mount in reversed(mountinfo.read()):
+        if loop.is_of_hidden_file(mount.device):
+            with contextlib.suppress(OSError):  # dropped with what it is mounted on
+                kernel.umount(mount.target, kernel.MNT_DETACH)
 
 
 def hold(state: str, take_over: bool) -> tuple[Holdings, socket.socket | None]:

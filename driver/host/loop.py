@@ -171,6 +171,13 @@ def on_file(file: str) -> list[LoopDevice]:
     return found
 
 
+def is_of_hidden_file(device: str) -> bool:
+    """Whether `device`, "major:minor", is a loop device on a file whose mount no namespace shows, as all of ours are."""
+    with contextlib.suppress(OSError):
+        return (Path("/sys/dev/block") / device / "loop/backing_file").read_text().rstrip("\n") == "/"
+    return False
+
+
 def abandon(node: str, device: LoopDevice) -> bool:
     """Have the kernel take the device away when its last user lets go of it (loop(4), LOOP_CLR_FD), and remove its node.
 

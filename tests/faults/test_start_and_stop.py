@@ -118,3 +118,14 @@ def test_a_transfer_process_that_eats_memory_is_killed_alone() -> None:
             assert made.wait_snapshot("s")["state"] == "committed"
         made.stop()
         assert not group.exists()
+
+
+def test_it_does_not_hold_what_was_mounted_when_it_started() -> None:
+    with engine() as first, contextlib.ExitStack() as mounts:
+        device = first.volume("v", SIZE)
+        run("mkfs.ext4", "-q", device)
+        mounts.enter_context(mounted(device))
+        with engine():  # where the host's root is private, its namespace would keep the file system mounted
+            mounts.close()
+            first.call("volume.detach", name="v")
+            assert not Path(device).exists()
