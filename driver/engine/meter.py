@@ -10,8 +10,10 @@ from typing import Any
 from driver.core.errors import DeviceError, OutOfSpace, SnapshotFailed, StillframeError
 from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES, UNITS_PER_CHUNK, chunks_of, format_size
 from driver.engine.records import SessionRecord
+from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import BUFFER_BYTES, Header, PackBuffers, State
 from driver.volume.layout import Failure, Shared, SlotWord, Word
+from driver.volume.preimages import resize
 
 _COUNTED = (SlotWord.PREIMAGES, SlotWord.SPILLED, SlotWord.THROTTLED, SlotWord.THROTTLED_NANOSECONDS)
 
@@ -23,6 +25,7 @@ class Meter:
         self.shared = Shared(memory)
         self._packs = PackBuffers(packs)
         self._fds = (memory, packs)
+        self._locks = RecordLocks(memory)
         self._lock = threading.Lock()  # guards against a close while a figure is read
         self._closed = False
         self._last: dict[str, Any] = {"session": None, "uploaded": {}, "progress": None}
@@ -31,6 +34,20 @@ class Meter:
         """Whether the sweep is done: nothing is captured any more."""
         with self._lock:
             return not self._closed and bool(self._packs.get(Header.SWEEP_DONE))
+
+    def held_slots(self) -> int | None:
+        """How many pre-image slots in memory nobody else may have: its limit, or what it holds beyond. None once closed."""
+        with self._lock:
+            if self._closed:
+                return None
+            words = self.shared.words
+            return max(words[Word.MEMORY_LIMIT], words[Word.USED])
+
+    def resize(self, session: str, slots: int) -> None:
+        """Let the session hold so many pre-image slots in memory from now on. One thread at a time."""
+        with self._lock:
+            if not self._closed:
+                resize(self.shared, self._locks, session, slots)
 
     def sweeper_silent_seconds(self) -> float:
         """Since the sweeper last showed that it is alive."""
@@ -69,7 +86,7 @@ class Meter:
                 "preimage_bytes": counted[SlotWord.PREIMAGES] * UNIT_BYTES,
                 "buffer_bytes": words[Word.USED] * UNIT_BYTES + filled * BUFFER_BYTES,
                 "buffer_peak_bytes": words[Word.PEAK] * UNIT_BYTES + packs.count * BUFFER_BYTES,
-                "budget_bytes": record.budget_bytes,
+                "budget_bytes": words[Word.MEMORY_LIMIT] * UNIT_BYTES + packs.count * BUFFER_BYTES,
                 "spill_bytes": words[Word.SPILL_USED] * UNIT_BYTES,
                 "spilled": counted[SlotWord.SPILLED],
                 "stage": _stage(words),
@@ -96,6 +113,7 @@ class Meter:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                self._locks.close()
                 self.shared.close()
                 self._packs.close()
                 for fd in self._fds:
@@ -116,18 +134,19 @@ def failure_of(shared: Shared, record: SessionRecord) -> StillframeError | None:
     """Why the block path or the sweeper failed the session, if they did."""
     failure = Failure(shared.words[Word.FAILED])
     reason = os.strerror(shared.words[Word.FAILED_ERRNO])
+    memory = format_size(shared.words[Word.MEMORY_LIMIT] * UNIT_BYTES)
     match failure:
         case Failure.NONE:
             return None
         case Failure.BUFFER_FULL if shared.words[Word.FAILED_ERRNO]:
             return OutOfSpace(
-                f"the session's {format_size(record.budget_bytes)} of memory were full, and the spill file on this node's "
+                f"the session's {memory} for pre-images were full, and the spill file on this node's "
                 f"disk could not grow: {reason}",
                 "make room on the disk of the state folder, or raise --session-memory",
             )
         case Failure.BUFFER_FULL:
             return OutOfSpace(
-                f"the pre-images outgrew the session's {format_size(record.budget_bytes)} of memory and its spill file: "
+                f"the pre-images outgrew the session's {memory} of memory and its spill file: "
                 "the volume was overwritten faster than the store took the snapshot",
                 "raise --session-memory or --spill, give the store more bandwidth, or snapshot at a quieter time",
             )

@@ -17,10 +17,11 @@ from driver.core.errors import (
     StillframeError,
 )
 from driver.core.ids import check_name, member_name, snapshot_id
-from driver.core.sizes import UNIT_BYTES, format_size
+from driver.core.sizes import UNIT_BYTES
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.records import Folder, SessionRecord, VolumeRecord
-from driver.engine.settings import SESSION_BYTES_MIN, Settings, divide, memory_for
+from driver.engine.settings import Settings, divide
+from driver.engine.shares import Shares
 from driver.engine.table import RUNNING, Table, packs_role
 from driver.engine.volumes import Volumes
 from driver.engine.watcher import Watcher
@@ -55,8 +56,8 @@ class Sessions:
         self._keeper = keeper
         self._transfer = transfer
         self._table = Table(folder, volumes, keeper)
-        self._watcher = Watcher(folder, settings, volumes, keeper, transfer, self._table)
-        self._admission = threading.Lock()  # guards the sum of all budgets
+        self._shares = Shares(settings, self._table)
+        self._watcher = Watcher(folder, settings, volumes, keeper, transfer, self._table, self._shares)
         self._watcher.find_again()
 
     # --- what is known
@@ -165,7 +166,7 @@ class Sessions:
         admitted: list[SessionRecord] = []
         try:
             for record in wanted:
-                admitted.append(self._admit(record))
+                admitted.append(self._shares.admit(record))
                 self._announce(admitted[-1])
             return self._begin(of, admitted, freeze)
         except BaseException:
@@ -187,17 +188,6 @@ class Sessions:
             }  # fmt: skip
             self._transfer.ask(f"begin-{record.id}", "begin", spec)
 
-    def _admit(self, record: SessionRecord) -> SessionRecord:
-        """Give the session its part of the node's cap, and its place in the table.
-
-        Raises FailedPrecondition, or AlreadyExists if a snapshot of another volume took the name at the same moment.
-        """
-        with self._admission:
-            record = record.changed(budget_bytes=self._budget(record.size_bytes))
-            if not self._table.add(record):
-                raise AlreadyExists(f"snapshot {record.name!r} is being made of another volume", "take another name")
-        return record
-
     def _check_may_begin(self, of: VolumeRecord) -> None:
         running = self._volumes.session_of(of.id)
         if running is not None:
@@ -208,21 +198,6 @@ class Sessions:
             )
         if of.state != "available":
             raise FailedPrecondition(f"volume {of.name!r} is being restored", "wait until it is available")
-
-    def _budget(self, volume_bytes: int) -> int:
-        """Bytes for one more session under the node's cap: no more than its volume can need, and half of what is left, so
-        that others still find something. Raises FailedPrecondition.
-        """
-        taken = sum(record.budget_bytes for record in self.all() if record.state in RUNNING)
-        left = self._settings.node_bytes - taken
-        if left < SESSION_BYTES_MIN:
-            raise FailedPrecondition(
-                f"running snapshots use {format_size(taken)} of the {format_size(self._settings.node_bytes)} "
-                "that sessions may use on this node",
-                "wait until one has ended, or raise --node-memory",
-            )
-        share = max(left // 2, SESSION_BYTES_MIN)
-        return min(self._settings.session_bytes, share, max(memory_for(volume_bytes), SESSION_BYTES_MIN))
 
     def _begin(
         self, of: Sequence[VolumeRecord], records: Sequence[SessionRecord], freeze: Sequence[int]

@@ -26,6 +26,7 @@ from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.meter import Meter, failure_of
 from driver.engine.records import Folder, SessionRecord
 from driver.engine.settings import Settings
+from driver.engine.shares import Shares
 from driver.engine.table import RUNNING, Table, packs_role, session_of_role, sweep_key
 from driver.engine.volumes import Volumes
 from driver.host import disks, files
@@ -51,7 +52,7 @@ class Watcher:
 
     def __init__(
         self, folder: Folder, settings: Settings, volumes: Volumes, keeper: KeeperClient, transfer: TransferClient,
-        table: Table,
+        table: Table, shares: Shares,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._settings = settings
@@ -59,6 +60,7 @@ class Watcher:
         self._keeper = keeper
         self._transfer = transfer
         self._table = table
+        self._shares = shares
         self._kicked: dict[str, float] = {}  # when a hung sweeper was killed; each session's thread has its own entry
 
     def start(self, record: SessionRecord) -> None:
@@ -192,6 +194,7 @@ class Watcher:
             time.sleep(_POLL_SECONDS)
             return None
         if status["state"] == "running":
+            self._shares.settle()
             self._note_statistics(record, meter)
             return self._look_at_sweeper(record, meter)
         if status["state"] == "done":

@@ -36,7 +36,7 @@ from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
 from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
-VERSION: Final = 3
+VERSION: Final = 4
 
 SLOTS_MAX: Final = 128
 SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
@@ -72,7 +72,7 @@ LOCK_CHUNKS: Final = 1 << 40
 LOCK_GATE: Final = 1 << 41
 """Held by whoever cuts or ends a session; a closed gate without a holder is open."""
 LOCK_PREIMAGES: Final = LOCK_GATE + 1
-"""Guards the change of `owners` from FREE, and the words USED and PEAK."""
+"""Guards the change of `owners` from FREE, and the words USED, PEAK and MEMORY_TOP."""
 LOCK_SESSION: Final = LOCK_GATE + 2
 """Held by whoever begins or ends a session, from first to last: one does not clear what the other has begun."""
 LOCK_SPILL: Final = LOCK_GATE + 3
@@ -91,7 +91,7 @@ class Word(enum.IntEnum):
     LAST_SESSION = 4
     FAILED = 5  # `Failure` of the running session; 0: none
     ON_FULL = 6  # `OnFull`
-    MEMORY_LIMIT = 7  # pre-image slots in memory that the budget allows
+    MEMORY_LIMIT = 7  # pre-image slots in memory that the budget allows; it may change while the session runs
     SPILL_LIMIT = 8
     USED = 9  # reserved or published pre-image slots in memory
     PEAK = 10
@@ -105,6 +105,7 @@ class Word(enum.IntEnum):
     SESSION_BYTES = 18  # the volume's size at the cut; what lies beyond is not captured
     SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first
     SPILL_READY = 21  # units of the spill file whose blocks are allocated
+    MEMORY_TOP = 22  # slots in memory at and behind it are free and without pages; at least MEMORY_LIMIT
 
 
 class Failure(enum.IntEnum):
@@ -208,6 +209,10 @@ class Shared:
     def release_chunks(self, region: int) -> None:
         """Give back the memory of a region's chunk words; all its chunks' locks are held and its byte is set."""
         punch(self.fd, CHUNKS_AT + region * CHUNKS_PER_REGION * 4, CHUNKS_PER_REGION * 4)
+
+    def release_pages(self, preimage: int, count: int) -> None:
+        """Give back the memory of `count` consecutive pre-image slots, which are free; `LOCK_PREIMAGES` is held."""
+        punch(self.fd, PAGES_AT + preimage * UNIT_BYTES, count * UNIT_BYTES)
 
     def close(self) -> None:
         for view in (self.words, self.regions, self.chunks, self.owners, self.notes, self.pages, self.bytes):

@@ -5,7 +5,9 @@ Pure memory: no lock is taken here but LOCK_PREIMAGES, which nobody holds while 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
 from driver.volume.layout import (
@@ -27,6 +29,8 @@ _SESSION: Final = Word.SESSION.value
 _USED: Final = Word.USED.value
 _MEMORY_LIMIT: Final = Word.MEMORY_LIMIT.value
 _BATCH: Final = 32
+_PIECE: Final = 1024
+_FREE_RUN: Final = re.compile(rb"\0+")
 _SHORT: Final = 8 * _BATCH * SLOTS_MAX
 """When fewer slots than this are free, they are reserved one by one."""
 
@@ -226,7 +230,7 @@ class Slots:
 def _spans(shared: Shared) -> tuple[tuple[int, int], ...]:
     words = shared.words
     return (
-        (0, words[Word.MEMORY_LIMIT]),
+        (0, words[Word.MEMORY_TOP]),
         (FIRST_SPILL, FIRST_SPILL + words[Word.SPILL_LIMIT]),
         (FIRST_ZERO, FIRST_ZERO + ZERO_MARKS),
     )
@@ -267,9 +271,43 @@ def recover_sealed(shared: Shared, locks: Locks) -> None:
 def recount(shared: Shared, locks: Locks) -> None:
     """Set USED and SPILL_USED to what the owners say, after a death in the middle of a change."""
     locks.acquire(LOCK_PREIMAGES)
-    memory = shared.words[Word.MEMORY_LIMIT]
+    memory = shared.words[Word.MEMORY_TOP]
     spill = shared.words[Word.SPILL_LIMIT]
     shared.words[Word.USED] = memory - bytes(shared.owners[:memory]).count(FREE)
     spilled = bytes(shared.owners[FIRST_SPILL : FIRST_SPILL + spill])
     shared.words[Word.SPILL_USED] = spill - spilled.count(FREE)
     locks.release(LOCK_PREIMAGES)
+
+
+def resize(shared: Shared, locks: Locks, session: str, slots: int) -> None:
+    """Let the session hold `slots` slots in memory from now on; what it holds beyond, it gives back as chunks are sealed.
+
+    Pages of free slots beyond go back to the kernel: at each call, those that have become free since. A few MiB at a time,
+    because captures wait meanwhile. Nothing happens if another session runs, or none.
+    """
+    words = shared.words
+    if words[Word.MEMORY_LIMIT] == words[Word.MEMORY_TOP] == slots:
+        return
+    with _preimages_locked(locks):
+        if shared.session_id() != session:
+            return
+        words[Word.MEMORY_TOP] = top = max(words[Word.MEMORY_TOP], slots)
+        words[Word.MEMORY_LIMIT] = slots
+    for start in range(slots + (top - slots - 1) // _PIECE * _PIECE, slots - 1, -_PIECE):
+        with _preimages_locked(locks):
+            if shared.session_id() != session:
+                return
+            piece = bytes(shared.owners[start : min(start + _PIECE, top)])
+            for run in _FREE_RUN.finditer(piece):
+                shared.release_pages(start + run.start(), len(run[0]))
+            if words[Word.MEMORY_TOP] == start + len(piece):
+                words[Word.MEMORY_TOP] = start + len(piece.rstrip(b"\0"))
+
+
+@contextmanager
+def _preimages_locked(locks: Locks) -> Iterator[None]:
+    locks.acquire(LOCK_PREIMAGES)
+    try:
+        yield
+    finally:
+        locks.release(LOCK_PREIMAGES)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from driver.core.errors import FailedPrecondition
 from driver.host.locks import RecordLocks
 from driver.volume import gate
-from driver.volume.layout import LOCK_SESSION, LOCK_SLOTS, SLOTS_MAX, Failure, OnFull, Shared, Word
+from driver.volume.layout import LOCK_PREIMAGES, LOCK_SESSION, LOCK_SLOTS, SLOTS_MAX, Failure, OnFull, Shared, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ def begin(parts: Sequence[Part], deadline_seconds: float) -> float:
     with _sessions_locked(parts) as locks:
         if any(part.shared.words[Word.SESSION] for part in parts):
             raise FailedPrecondition("another session of this volume runs")
-        for part in parts:
-            _prepare(part)
+        for part, lock in zip(parts, locks, strict=True):
+            _prepare(part, lock)
         return _stopped(parts, locks, deadline_seconds, flip)
 
 
-def _prepare(part: Part) -> None:
+def _prepare(part: Part, locks: RecordLocks) -> None:
     shared = part.shared
     limits = part.limits
     shared.clear_session()
@@ -67,7 +67,9 @@ def _prepare(part: Part) -> None:
     shared.words[Word.FAILED] = Failure.NONE
     shared.words[Word.FAILED_ERRNO] = 0
     shared.words[Word.ON_FULL] = limits.on_full
-    shared.words[Word.MEMORY_LIMIT] = limits.memory
+    locks.acquire(LOCK_PREIMAGES)  # a late change of the last session's limit is over, or finds that it does not run
+    shared.words[Word.MEMORY_LIMIT] = shared.words[Word.MEMORY_TOP] = limits.memory
+    locks.release(LOCK_PREIMAGES)
     shared.words[Word.SPILL_LIMIT] = limits.spill
     shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
     for word in (Word.USED, Word.PEAK, Word.SPILL_USED, Word.SPILL_READY, Word.SWEPT_CHUNKS):

@@ -152,8 +152,8 @@ class Sweeper:
     def _most_captured(self) -> int | None:
         """The pending chunk that holds most pre-image slots: its seal frees them."""
         shared = self._shared
-        limit = shared.words[Word.MEMORY_LIMIT]
-        counted = Counter(shared.notes[: limit * 4 : 4].tolist())
+        top = shared.words[Word.MEMORY_TOP]
+        counted = Counter(shared.notes[: top * 4 : 4].tolist())
         for chunk, _ in counted.most_common(32):
             if chunk < self._chunks and not shared.is_sealed(chunk) and shared.chunks[chunk]:
                 return chunk

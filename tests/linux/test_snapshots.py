@@ -9,6 +9,7 @@ import pytest
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError
 from driver.core.sizes import MIB, TIB
+from tests.apiserver import wait_until
 from tests.engines import Engine, engine, mounted, run
 from tests.oracle import LoggedWriter, read_device, state_in
 
@@ -220,7 +221,26 @@ def test_the_node_cap_refuses_a_session_too_many() -> None:
             device = made.volume(name, 32 * MIB)
             run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
         made.call("snapshot.create", volume="a", name="a")
-        with pytest.raises(FailedPrecondition, match="running snapshots use"):
+        with pytest.raises(FailedPrecondition, match="running snapshots hold"):
             made.call("snapshot.create", volume="b", name="b")
+
+
+def test_sessions_share_the_node_cap_fairly() -> None:
+    """The first has all it can use, until there is a second; what the second leaves is the first's again."""
+    with engine("--node-memory", "128Mi", "--session-memory", "96Mi", "--upload-rate", "4Mi") as made:
+
+        def budget(name: str) -> int:
+            return int(made.call("snapshot.show", snapshot=name)["session"]["budget_bytes"])
+
+        for name in ("a", "b"):
+            device = made.volume(name, 96 * MIB)
+            run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=96", "oflag=direct", "status=none")
+        made.call("snapshot.create", volume="a", name="a")
+        wait_until(lambda: 95 * MIB <= budget("a") <= 96 * MIB)
+        made.call("snapshot.create", volume="b", name="b")
+        wait_until(lambda: all(63 * MIB <= budget(name) <= 64 * MIB for name in "ab"))
+        made.call("snapshot.delete", snapshot="b")
+        wait_until(lambda: 95 * MIB <= budget("a") <= 96 * MIB)
+        made.call("snapshot.delete", snapshot="a")
 
 

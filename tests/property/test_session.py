@@ -21,7 +21,7 @@ from driver.volume import preimages, session
 from driver.volume.capture import Parked
 from driver.volume.layout import FREE, PUBLISHED, OnFull, Shared, SlotWord, Word, create_memory
 from driver.volume.pace import Pace
-from driver.volume.preimages import recover_reserved
+from driver.volume.preimages import recover_reserved, resize
 from driver.volume.sweep import SessionFailed, Sweeper
 from driver.volume.writepath import WritePath
 from tests.property.scheduler import Actor, ScheduledLocks, Scheduler
@@ -169,6 +169,14 @@ class Run:
             words[SlotWord.RESULT] = 0
             self.now[start:] = data
 
+    def resizer(self) -> None:
+        """Changes what the session may hold in memory, as sessions on other volumes come and go."""
+        session_id = self.shared.session_id()
+        assert session_id is not None
+        for _ in range(10):
+            resize(self.shared, self.locks, session_id, self.random.randrange(self.limit + 1))
+            self.scheduler.current().pause()
+
     def sweeper(self) -> None:
         with mock.patch("driver.volume.sweep.time.sleep", lambda seconds: self.scheduler.current().pause()):
             pace = Pace(self.shared, 0, 1)
@@ -242,6 +250,26 @@ def test_sealed_bytes_are_the_bytes_at_the_cut(seed: int, kill: float) -> None:
         owners = bytes(run.shared.owners[: run.limit])
         assert PUBLISHED not in owners, "slots leaked"
         assert run.shared.words[Word.USED] == run.limit - owners.count(FREE), "slots are miscounted"
+    finally:
+        run.close()
+
+
+@PROPERTY
+@given(SEEDS, st.sampled_from((0.0, 0.05)))
+def test_what_a_session_may_hold_changes_while_it_runs(seed: int, kill: float) -> None:
+    run = Run(seed, limit=CHUNKS * 16, spill=CHUNKS * 16, on_full=OnFull.FAIL)
+    try:
+        for number in range(WRITERS):
+            run.writer(number, 12)
+        run.scheduler.add("resizer", run.resizer)
+        with mock.patch.multiple(preimages, _BATCH=4, _SHORT=8, _PIECE=7):
+            finish(run, kill)
+            assert not run.shared.words[Word.FAILED]
+            assert b"".join(run.sealed[chunk] for chunk in range(CHUNKS)) == run.at_cut
+            owners = bytes(run.shared.owners[: run.limit])
+            assert PUBLISHED not in owners, "slots leaked"
+            assert run.shared.words[Word.USED] == run.limit - owners.count(FREE), "slots are miscounted"
+            assert not any(owners[run.shared.words[Word.MEMORY_TOP] :]), "a slot beyond the top is in use"
     finally:
         run.close()
 

@@ -24,6 +24,7 @@ from driver.volume.layout import (
     create_memory,
     running_session,
 )
+from driver.volume.preimages import Slots, recount, resize
 
 LIMITS = session.Limits(64, 64, OnFull.THROTTLE)
 
@@ -98,3 +99,47 @@ def test_requests_of_a_connection_that_ended_are_not_done_again(shared: Shared) 
         words[word] = 1
     session.forget_requests(shared)
     assert not any(words[word] for word in (HEADER_WORD, SlotWord.RESULT, SlotWord.ADMITTED))
+
+
+def blocks(shared: Shared) -> int:
+    """KiB of memory that the volume's memfd takes."""
+    return os.fstat(shared.fd).st_blocks // 2
+
+
+def test_a_smaller_limit_gives_pages_of_free_slots_back_and_keeps_those_in_use(shared: Shared) -> None:
+    of = new_id()
+    session.begin([session.Part(shared, of, session.Limits(4096, 0, OnFull.THROTTLE))], 1.0)
+    locks = RecordLocks(shared.fd)
+    slots = Slots(shared, locks, 1)
+    held = [slots.reserve(16) for _ in range(4096 // 16)]
+    assert None not in held
+    shared.page(0, 4096)[:] = b"x" * (4096 * 4096)
+    before = blocks(shared)
+    for first in range(0, 4096, 16):
+        if first != 3200:
+            slots.free(first, 16)
+    resize(shared, locks, of, 1024)
+    assert (shared.words[Word.MEMORY_LIMIT], shared.words[Word.MEMORY_TOP]) == (1024, 3216)
+    assert bytes(shared.page(3200, 16)) == b"x" * (16 * 4096)
+    assert blocks(shared) <= before - (4096 - 1024 - 16) * 4
+    recount(shared, locks)
+    assert shared.words[Word.USED] == 16
+    taken = [slots.reserve(16) for _ in range(63)]
+    assert max(number for number in taken if number is not None) < 1024
+    slots.free(3200, 16)
+    resize(shared, locks, of, 1024)
+    assert (shared.words[Word.MEMORY_TOP], bytes(shared.page(3200))) == (1024, bytes(4096))
+    resize(shared, locks, of, 2048)
+    assert [slots.reserve(16) for _ in range(65)].count(None) == 0
+    locks.close()
+
+
+def test_a_late_change_of_an_ended_sessions_limit_does_nothing(shared: Shared) -> None:
+    first, second = new_id(), new_id()
+    session.begin([session.Part(shared, first, LIMITS)], 1.0)
+    session.end(session.Part(shared, first), 1.0, nothing)
+    locks = RecordLocks(shared.fd)
+    session.begin([session.Part(shared, second, LIMITS)], 1.0)
+    resize(shared, locks, first, 8)
+    assert shared.words[Word.MEMORY_LIMIT] == shared.words[Word.MEMORY_TOP] == 64
+    locks.close()
