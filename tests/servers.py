@@ -40,19 +40,20 @@ class S3Server:
     root: Path
     port: int
     process: subprocess.Popen[bytes] | None = field(default=None)
+    host: str = "127.0.0.1"
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Start it, or start it again, and wait until it accepts connections."""
-        arguments = [part.format(address=f"127.0.0.1:{self.port}", root=self.root) for part in self.command]
+        arguments = [part.format(address=f"{self.host}:{self.port}", root=self.root) for part in self.command]
         self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self.host, self.port), 1).close()
                 return
             except OSError:
                 if time.monotonic() > deadline or self.process.poll() is not None:

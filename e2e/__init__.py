@@ -1,0 +1,1 @@
+"""Stories on a real cluster: `make e2e`."""

@@ -1,0 +1,188 @@
+"""VolumeSnapshots: what they hold, where they can be restored, how long they live."""
+
+from __future__ import annotations
+
+import pytest
+
+from e2e.cluster import CLASS, Story
+
+
+def other_node(story: Story, node: str) -> str:
+    return next(name for name in story.cluster.nodes() if name != node)
+
+
+def newest(story: Story, pod: str) -> int:
+    """The last number that a writer said it had made durable."""
+    return int(story.cluster.log(story.namespace, pod).split()[-1])
+
+
+def wait_for_numbers(story: Story, pod: str, count: int = 20) -> None:
+    story.running(pod)
+    story.wait("Pod", pod, lambda _: len(story.cluster.log(story.namespace, pod).split()) >= count)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["on the same node", "on another node"])
+@pytest.mark.parametrize("storage_class", [CLASS, "stillframe-xfs"])
+def test_a_file_system_is_restored_as_it_was_at_the_cut(story: Story, storage_class: str, elsewhere: bool) -> None:
+    story.claim("data", "320Mi", storage_class=storage_class)
+    story.pod("writer", {"data": "/data"}, "python3 /writers/counter.py /data/log")
+    wait_for_numbers(story, "writer")
+    before = newest(story, "writer")
+    story.snapshot("monday", "data")
+    story.cut("monday")
+    after = newest(story, "writer") + 1  # one may be in the file and not yet said
+    story.complete("monday")
+    assert newest(story, "writer") > after, "the writer stood still"
+    story.claim("restored", "320Mi", storage_class=storage_class, source=("VolumeSnapshot", "monday"))
+    node = story.running("writer")
+    story.pod("reader", {"restored": "/data"}, "cat /data/log", node=other_node(story, node) if elsewhere else node)
+    lines = story.done("reader").split("\n")
+    numbers = [int(line) for line in lines[:-1]]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert before <= len(numbers) <= after
+
+
+def test_a_block_device_is_restored_as_it_was_at_the_cut(story: Story) -> None:
+    story.claim("raw", "96Mi", block=True)
+    story.pod("writer", {"raw": "/dev/raw"}, "python3 /writers/stamps.py write /dev/raw")
+    wait_for_numbers(story, "writer")
+    before = newest(story, "writer")
+    story.snapshot("monday", "raw")
+    story.complete("monday")
+    after = newest(story, "writer") + 16
+    story.claim("restored", "96Mi", block=True, source=("VolumeSnapshot", "monday"))
+    story.pod("reader", {"restored": "/dev/raw"}, "python3 /writers/stamps.py check /dev/raw",
+              node=other_node(story, story.running("writer")))  # fmt: skip
+    assert before <= int(story.done("reader")) <= after
+
+
+def test_a_database_is_consistent_in_every_snapshot(story: Story) -> None:
+    story.claim("data", "512Mi")
+    story.pod("writer", {"data": "/data"}, "python3 /writers/ledger.py write /data/ledger")
+    wait_for_numbers(story, "writer")
+    for number in range(3):
+        before = newest(story, "writer")
+        story.snapshot(f"s{number}", "data")
+        story.complete(f"s{number}")
+        story.claim(f"r{number}", "512Mi", source=("VolumeSnapshot", f"s{number}"))
+        story.pod(f"c{number}", {f"r{number}": "/data"}, "python3 /writers/ledger.py check /data/ledger")
+        assert int(story.done(f"c{number}")) >= before
+
+
+def test_a_frozen_file_system_needs_no_recovery(story: Story) -> None:
+    story.claim("data", "320Mi")
+    story.pod("writer", {"data": "/data"}, "python3 /writers/counter.py /data/log")
+    wait_for_numbers(story, "writer")
+    before = newest(story, "writer")
+    story.snapshot("still", "data", "stillframe-freeze")
+    story.complete("still")
+    story.claim("restored", "320Mi", source=("VolumeSnapshot", "still"))
+    story.pod("reader", {"restored": "/data"}, "wc -l < /data/log")
+    assert int(story.done("reader")) >= before
+
+
+def test_two_volumes_are_cut_at_one_instant(story: Story) -> None:
+    """Whoever writes to one and then to the other finds them in that order in a group snapshot."""
+    for name in ("first", "second"):
+        story.claim(name, "256Mi", labels={"together": "yes"})
+    story.pod("writer", {"first": "/first", "second": "/second"}, "python3 /writers/counter.py /first/log /second/log")
+    wait_for_numbers(story, "writer")
+    spec = {"volumeGroupSnapshotClassName": CLASS, "source": {"selector": {"matchLabels": {"together": "yes"}}}}
+    story.make("VolumeGroupSnapshot", "both", {"spec": spec})
+    story.wait("VolumeGroupSnapshot", "both", lambda found: (found.get("status") or {}).get("readyToUse"), 180)
+    members = [found for found in story.cluster.every("VolumeSnapshot", story.namespace)
+               if (found.get("status") or {}).get("volumeGroupSnapshotName") == "both"]  # fmt: skip
+    assert len(members) == 2
+    for member in members:
+        of = member["spec"]["source"].get("persistentVolumeClaimName") or member["status"]["boundVolumeSnapshotContentName"]
+        claim = of if of in ("first", "second") else claim_of(story, of)
+        story.complete(member["metadata"]["name"])
+        story.claim(f"{claim}-restored", source=("VolumeSnapshot", member["metadata"]["name"]))
+    story.pod("reader", {"first-restored": "/1", "second-restored": "/2"}, "wc -l < /1/log; wc -l < /2/log")
+    first, second = map(int, story.done("reader").split())
+    assert first - second in (0, 1) and second > 0
+
+
+def claim_of(story: Story, content: str) -> str:
+    """The claim whose volume a VolumeSnapshotContent is of."""
+    found = story.cluster.get("VolumeSnapshotContent", content)
+    assert found is not None
+    handle = found["spec"]["source"].get("volumeHandle") or found["status"]["volumeHandle"]
+    return next(name for name in ("first", "second") if story.bound(name)["spec"]["csi"]["volumeHandle"] == handle)
+
+
+def test_a_claim_is_cloned(story: Story) -> None:
+    story.claim("data", "320Mi")
+    story.pod("writer", {"data": "/data"}, "python3 /writers/counter.py /data/log")
+    wait_for_numbers(story, "writer")
+    before = newest(story, "writer")
+    story.claim("twin", "320Mi", source=("PersistentVolumeClaim", "data"))
+    story.pod("reader", {"twin": "/data"}, "wc -l < /data/log")
+    assert int(story.done("reader")) >= before
+
+
+@pytest.mark.parametrize("storage_class", [CLASS, "stillframe-xfs"])
+def test_a_snapshot_is_restored_into_a_larger_claim(story: Story, storage_class: str) -> None:
+    story.claim("data", "320Mi", storage_class=storage_class)
+    story.pod("writer", {"data": "/data"}, "echo kept > /data/file; sync; sleep infinity")
+    story.running("writer")
+    before = int(story.run("writer", "while ! [ -e /data/file ]; do sleep 0.1; done; df -k --output=size /data | tail -1"))
+    story.snapshot("monday", "data")
+    story.complete("monday")
+    story.claim("larger", "800Mi", storage_class=storage_class, source=("VolumeSnapshot", "monday"))
+    story.pod("reader", {"larger": "/data"}, "cat /data/file; df -k --output=size /data | tail -1")
+    kept, size = story.done("reader").split()
+    assert kept == "kept" and int(size) > 2 * before
+
+
+def test_a_snapshot_goes_with_its_object_if_the_policy_is_delete(story: Story) -> None:
+    story.claim("data")
+    story.pod("pod", {"data": "/data"})
+    story.running("pod")
+    story.snapshot("short", "data")
+    story.complete("short")
+    content = story.content("short")
+    story.delete("VolumeSnapshot", "short")
+    story.cluster.wait_gone("VolumeSnapshotContent", content["metadata"]["name"])
+    assert content["status"]["snapshotHandle"] not in handles(story)
+
+
+def test_a_snapshot_that_is_retained_is_imported_again(story: Story) -> None:
+    """Only the bucket knows it any more; a VolumeSnapshotContent made by hand brings it back."""
+    story.claim("data")
+    story.pod("writer", {"data": "/data"}, "echo kept > /data/file; sync; sleep infinity")
+    story.running("writer")
+    story.run("writer", "while ! [ -e /data/file ]; do sleep 0.1; done")
+    story.snapshot("kept", "data", "stillframe-retain")
+    story.complete("kept")
+    content = story.content("kept")
+    handle = content["status"]["snapshotHandle"]
+    story.delete("VolumeSnapshot", "kept")
+    story.cluster.delete("VolumeSnapshotContent", content["metadata"]["name"])
+    story.cluster.wait_gone("VolumeSnapshotContent", content["metadata"]["name"])
+    story.delete("Pod", "writer")
+    story.delete("PersistentVolumeClaim", "data")
+    assert handle in handles(story)
+    import_snapshot(story, "imported", handle)
+    story.claim("again", source=("VolumeSnapshot", "imported"))
+    story.pod("reader", {"again": "/data"}, "cat /data/file")
+    assert story.done("reader").strip() == "kept"
+
+
+def handles(story: Story) -> str:
+    """What the engines' command line lists of the repository, as JSON."""
+    pod = story.cluster.pod_on("engine", story.cluster.nodes()[0])
+    return story.cluster.run("stillframe", pod, "stillframe", "--output", "json", "snapshot", "list", container="engine")
+
+
+def import_snapshot(story: Story, name: str, handle: str) -> None:
+    """A pre-provisioned VolumeSnapshotContent and its VolumeSnapshot."""
+    content = f"{story.namespace}-{name}"
+    reference = {"name": name, "namespace": story.namespace}
+    story.cluster.make("VolumeSnapshotContent", content, {"spec": {
+        "deletionPolicy": "Delete", "driver": "csi.stillframe.io", "source": {"snapshotHandle": handle},
+        "volumeSnapshotRef": reference, "volumeSnapshotClassName": CLASS,
+    }})  # fmt: skip
+    spec = {"source": {"volumeSnapshotContentName": content}, "volumeSnapshotClassName": CLASS}
+    story.make("VolumeSnapshot", name, {"spec": spec})
+    story.complete(name)
