@@ -45,6 +45,8 @@ ROLE = [
 CLUSTER_ROLE = [
     client.V1PolicyRule(api_groups=[""], resources=["nodes"], verbs=["get", "list", "watch"]),
     client.V1PolicyRule(api_groups=[""], resources=["persistentvolumes"], verbs=["list"]),
+    client.V1PolicyRule(api_groups=[""], resources=["pods"], verbs=["list", "delete"]),
+    client.V1PolicyRule(api_groups=[""], resources=["events"], verbs=["create"]),
 ]
 """What docs/controller.md says that the controller needs; the tests give it no more."""
 

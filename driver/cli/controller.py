@@ -35,13 +35,15 @@ _SECONDS = 60.0
               help="Folder of ca.crt, tls.crt and tls.key, instead of --tls-secret: somebody else makes them.")  # fmt: skip
 @click.option("--lease", default="stillframe-controller", show_default=True, help="Lease of what one replica does.")
 @click.option("--identity", default=lambda: os.uname().nodename, show_default="the host's name", help="Who has the lease.")
+@click.option("--remake-pods/--keep-pods", default=True, show_default=True,
+              help="Delete pods whose volume lost its device, if they have an owner that makes them again.")  # fmt: skip
 @click.option("--http", "port", type=click.IntRange(0, 65535), help="Port of /metrics, /healthz and /readyz.")
 @click.option("--debug", is_flag=True, help="Log what is asked and answered, without secrets.")
 @pass_context
 @click.pass_context
 def controller(
     given: click.Context, context: Context, endpoint: str, namespace: str, selector: str, node_port: int, tls_secret: str,
-    folder: Path | None, lease: str, identity: str, port: int | None, debug: bool,
+    folder: Path | None, lease: str, identity: str, remake_pods: bool, port: int | None, debug: bool,
 ) -> None:  # fmt: skip
     """Run the CSI controller plugin in the foreground, until it is stopped (SIGTERM). The state folder needs only
     repositories.toml."""
@@ -50,7 +52,8 @@ def controller(
     from driver.controller.process import Options, run  # the kubernetes package takes long to load
 
     logs.configure(debug)
-    run(Options(context.client.state, endpoint, namespace, selector, node_port, tls_secret, folder, lease, identity, port))
+    state = context.client.state
+    run(Options(state, endpoint, namespace, selector, node_port, tls_secret, folder, lease, identity, port, remake_pods))
 
 
 @controller.command()

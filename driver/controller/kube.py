@@ -22,6 +22,7 @@ from kubernetes.client.exceptions import ApiException
 from driver.core import settings
 from driver.core.errors import KubernetesUnavailable
 from driver.rpc import logs
+from driver.rpc.names import DRIVER
 
 _SECONDS: Final = (3.0, 7.0)
 """To connect, to answer."""
@@ -31,6 +32,8 @@ _AGAIN_SECONDS: Final = (0.2, 10.0)
 _LABELS: Final = {"app.kubernetes.io/managed-by": "stillframe-controller"}
 _NOT_ENDED: Final = "status.phase!=Succeeded,status.phase!=Failed"
 _PAGE: Final = 500
+_EVENT_MAX: Final = 1024
+"""Characters of an event's message (core/v1 validation)."""
 _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
 _GONE: Final = 410
@@ -70,16 +73,24 @@ class VolumeSeen:
     driver: str
     handle: str
     claim: tuple[str, str] | None = None
+    claim_uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PodClaims:
-    """A pod that has a node and has not ended, and the names of the claims in its namespace that it uses."""
+    """A pod that has a node and has not ended, and the names of the claims in its namespace that it uses.
+
+    `runs`: its containers were started, and nobody has deleted it. `has_owner`: a controller (ReplicaSet, StatefulSet, Job,
+    …) makes it again when it is deleted.
+    """
 
     namespace: str
     name: str
     node: str
     claims: tuple[str, ...]
+    uid: str
+    runs: bool
+    has_owner: bool
 
 
 def pod_seen(pod: Any) -> PodSeen | None:
@@ -103,8 +114,8 @@ def volume_seen(volume: Any) -> VolumeSeen | None:
     if volume.spec.csi is None:
         return None
     bound = volume.spec.claim_ref
-    claim = (bound.namespace, bound.name) if bound is not None else None
-    return VolumeSeen(volume.metadata.name, volume.spec.csi.driver, volume.spec.csi.volume_handle, claim)
+    claim, uid = ((bound.namespace, bound.name), bound.uid or "") if bound is not None else (None, "")
+    return VolumeSeen(volume.metadata.name, volume.spec.csi.driver, volume.spec.csi.volume_handle, claim, uid)
 
 
 def pod_claims(pod: Any) -> PodClaims | None:
@@ -117,7 +128,12 @@ def pod_claims(pod: Any) -> PodClaims | None:
             claims.append(volume.persistent_volume_claim.claim_name)
         elif volume.ephemeral is not None:
             claims.append(f"{pod.metadata.name}-{volume.name}")
-    return PodClaims(pod.metadata.namespace, pod.metadata.name, pod.spec.node_name, tuple(claims))
+    metadata = pod.metadata
+    has_owner = any(owner.controller for owner in metadata.owner_references or ())
+    runs = bool(pod.status) and pod.status.phase == "Running" and metadata.deletion_timestamp is None
+    return PodClaims(
+        metadata.namespace, metadata.name, pod.spec.node_name, tuple(claims), metadata.uid or "", runs, has_owner
+    )
 
 
 class Kube:
@@ -201,6 +217,31 @@ class Kube:
                 return
             yield from page.items
             token = page.metadata._continue or ""
+
+    # --- telling
+
+    def warn(self, kind: str, namespace: str, name: str, uid: str, reason: str, message: str) -> None:
+        """An event about an object of the core API."""
+        now = datetime.now(UTC)
+        event = client.CoreV1Event(
+            metadata=client.V1ObjectMeta(generate_name=f"{name}.", namespace=namespace),
+            involved_object=client.V1ObjectReference(
+                api_version="v1", kind=kind, namespace=namespace, name=name, uid=uid or None
+            ),
+            reason=reason, message=message[:_EVENT_MAX], type="Warning", first_timestamp=now, last_timestamp=now, count=1,
+            source=client.V1EventSource(component=DRIVER), reporting_component=DRIVER, reporting_instance=self.namespace,
+        )  # fmt: skip
+        _asked(f"write an event of {kind} {namespace}/{name}", self._core.create_namespaced_event, namespace, event)
+
+    def delete_pod(self, namespace: str, name: str, uid: str) -> None:
+        """Delete that very pod, with its own grace. Nothing happens if it is gone, or another one has its name."""
+        options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=uid))
+        with _translated(f"delete pod {namespace}/{name}"):
+            try:
+                self._core.delete_namespaced_pod(name, namespace, body=options, _request_timeout=_SECONDS)
+            except ApiException as error:
+                if error.status not in (_CONFLICT, _NOT_FOUND):
+                    raise
 
     # --- keeping
 

@@ -15,6 +15,7 @@ from driver.controller.forgotten import Forgotten
 from driver.controller.kube import Kube
 from driver.controller.nodes import Nodes
 from driver.controller.repositories import Repositories
+from driver.controller.revive import Revive
 from driver.controller.secrets import TlsSecrets
 from driver.controller.server import Plugin
 from driver.controller.strays import Strays
@@ -37,6 +38,7 @@ class Options:
     lease: str
     identity: str
     http: int | None
+    remake_pods: bool
 
 
 def run(given: Options) -> None:
@@ -55,6 +57,7 @@ def run(given: Options) -> None:
     cluster.start()
     plugin.start()
     strays.start()
+    Revive(nodes, kube, given.lease, given.identity, remake=given.remake_pods).start()
     port = given.http if given.http is None else metrics.serve(given.http, registry, plugin.why_not)
     logs.log().info("CSI is served", endpoint=str(plugin.path), namespace=given.namespace, http=port)
     until_told(threading.Event())

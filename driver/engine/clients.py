@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import threading
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from driver.core import messages
-from driver.core.errors import EngineUnavailable, StillframeError
+from driver.core.errors import Busy, EngineUnavailable, NotFound, StillframeError
 
 _CALL_SECONDS: Final = 60.0
 _CONNECT_SECONDS: Final = 10.0
@@ -150,8 +151,17 @@ class TransferClient:
         self._call({"call": "forget", "job": job})
 
     def ask(self, job: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-        """Start a small job and wait for its end: its result. Raises what it failed with."""
-        self.start(job, kind, spec)
+        """Start a small job and wait for its end: its result. Raises what it failed with.
+
+        One of that name that runs was begun by a service that is dead: it ends first, and nobody hears how.
+        """
+        while True:
+            try:
+                self.start(job, kind, spec)
+                break
+            except Busy:
+                with contextlib.suppress(NotFound):
+                    self.status(job, _CONNECT_SECONDS)
         try:
             status = self.status(job, _CONNECT_SECONDS)
             while status["state"] == "running":

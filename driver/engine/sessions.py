@@ -24,7 +24,7 @@ from driver.engine.settings import Settings, divide
 from driver.engine.shares import Shares
 from driver.engine.table import RUNNING, Table, packs_role
 from driver.engine.volumes import Volumes
-from driver.engine.watcher import Watcher
+from driver.engine.watcher import Watcher, catalog_job
 from driver.host.freeze import frozen
 from driver.host.log import say
 from driver.transfer.packbuffer import memory_bytes
@@ -174,8 +174,7 @@ class Sessions:
                 self._undo(record)
                 if record.repository:
                     with contextlib.suppress(StillframeError):
-                        spec = {"repository": record.repository, "snapshot": record.id}
-                        self._transfer.ask(f"withdraw-{record.id}", "withdraw", spec)
+                        self._watcher.withdraw(record)
             raise
 
     def _announce(self, record: SessionRecord) -> None:
@@ -186,7 +185,7 @@ class Sessions:
                 "volume": {"id": record.volume_id, "name": record.volume_name}, "lineage": record.lineage,
                 "node": self._settings.node, "group": record.group,
             }  # fmt: skip
-            self._transfer.ask(f"begin-{record.id}", "begin", spec)
+            self._transfer.ask(catalog_job(record), "begin", spec)
 
     def _check_may_begin(self, of: VolumeRecord) -> None:
         running = self._volumes.session_of(of.id)

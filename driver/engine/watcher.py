@@ -47,6 +47,11 @@ def _lost(more: str = "") -> dict[str, str]:
     return SnapshotFailed(text + more, "take it again, by another name").to_message()
 
 
+def catalog_job(record: SessionRecord) -> str:
+    """The name of all small jobs about a session's place in its repository: they are done one after another."""
+    return f"catalog-{record.id}"
+
+
 class Watcher:
     """Starts what works for a session, and brings each session to its end."""
 
@@ -142,9 +147,8 @@ class Watcher:
             self._drop_clone(record)
             return
         try:
-            found = self._transfer.ask(
-                f"settle-{record.id}", "show", {"repository": record.repository, "snapshot": record.id}
-            )
+            of_snapshot = {"repository": record.repository, "snapshot": record.id}
+            found = self._transfer.ask(catalog_job(record), "show", of_snapshot)
         except NotFound:
             found = {}
         of = found.get("volume") or {}
@@ -152,13 +156,17 @@ class Watcher:
             figures = {key: found[key] for key in ("uploaded_bytes", "requests", "stored_bytes")}
             self._table.save(record.changed(state="committed", statistics=found["session"], uploaded=figures))
             return
-        self._transfer.ask(
-            f"withdraw-{record.id}", "withdraw", {"repository": record.repository, "snapshot": record.id}
-        )
+        self.withdraw(record)
         if record.state == "preparing":
             self._table.forget(record)  # nobody was told of it
         else:
             self._table.save(record.changed(state="failed", error=_lost()))
+
+    def withdraw(self, record: SessionRecord) -> None:
+        """Take back the pending.json of a session that came to nothing. Raises what the repository answers."""
+        spec = {"repository": record.repository, "snapshot": record.id}
+        spec |= {"volume": record.volume_id, "node": self._settings.node}
+        self._transfer.ask(catalog_job(record), "withdraw", spec)
 
     # --- watch and end
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import grpc
 
 from csi import csi_pb2
 from driver.core.errors import InvalidArgument, NotFound, StillframeError
+from driver.node.dead import dead_volumes
 from driver.node.here import Here
+from driver.rpc.names import DEVICE_DEAD
 from driver.rpc.paging import page
 
 _KINDS: Final = {
@@ -18,17 +21,22 @@ _KINDS: Final = {
 }
 
 
-def health_of(here: Here, volume: dict[str, Any]) -> csi_pb2.VolumeHealth:
-    """What the engine knows to be wrong with a volume."""
-    return csi_pb2.VolumeHealth(
-        volume_id=here.handle(volume["id"]),
-        health_statuses=[
-            csi_pb2.VolumeHealth.VolumeHealthEntry(
-                status=_KINDS[condition["kind"]], reason=condition["reason"], message=condition["message"]
-            )
-            for condition in volume["conditions"]
-        ],
-    )
+def health_of(here: Here, volume: dict[str, Any], dead: Mapping[str, str]) -> csi_pb2.VolumeHealth:
+    """What the engine knows to be wrong with a volume; `dead` has where a mount of it lost its device."""
+    entry = csi_pb2.VolumeHealth.VolumeHealthEntry
+    statuses = [
+        entry(status=_KINDS[condition["kind"]], reason=condition["reason"], message=condition["message"])
+        for condition in volume["conditions"]
+    ]
+    if volume["name"] in dead and not any(status.reason == DEVICE_DEAD for status in statuses):
+        text = f"the engine was started anew while the volume was mounted at {dead[volume['name']]}"
+        statuses.append(entry(status=csi_pb2.INACCESSIBLE, reason=DEVICE_DEAD, message=text))
+    return csi_pb2.VolumeHealth(volume_id=here.handle(volume["id"]), health_statuses=statuses)
+
+
+def dead_of(here: Here, volumes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Of these volumes, those that are mounted and have lost their device, with where."""
+    return dead_volumes(here.devices, [volume["name"] for volume in volumes])
 
 
 class ControllerHealthCalls:
@@ -40,16 +48,19 @@ class ControllerHealthCalls:
         self, request: csi_pb2.ControllerGetVolumeHealthRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ControllerGetVolumeHealthResponse:
         volume = self._here.volume(request.volume_id)
-        return csi_pb2.ControllerGetVolumeHealthResponse(volume_health=health_of(self._here, volume))
+        health = health_of(self._here, volume, dead_of(self._here, [volume]))
+        return csi_pb2.ControllerGetVolumeHealthResponse(volume_health=health)
 
     def ControllerListVolumeHealth(  # noqa: N802
         self, request: csi_pb2.ControllerListVolumeHealthRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ControllerListVolumeHealthResponse:
         """The unwell ones only."""
-        volumes = [volume for volume in self._here.engine.call("volume.list")["volumes"] if volume["conditions"]]
+        volumes = self._here.engine.call("volume.list")["volumes"]
+        dead = dead_of(self._here, volumes)
+        volumes = [volume for volume in volumes if volume["conditions"] or volume["name"] in dead]
         volumes.sort(key=lambda volume: str(volume["id"]))
         shown, token = page(volumes, lambda volume: str(volume["id"]), request.max_entries, request.starting_token)
-        entries = [health_of(self._here, volume) for volume in shown]
+        entries = [health_of(self._here, volume, dead) for volume in shown]
         return csi_pb2.ControllerListVolumeHealthResponse(entries=entries, next_token=token)
 
 

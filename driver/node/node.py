@@ -13,7 +13,7 @@ from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound, Ou
 from driver.core.sizes import format_size
 from driver.host import filesystems, mountinfo, mounts
 from driver.node import publishing
-from driver.node.conditions import check_id, check_volume, health_of, storage_health
+from driver.node.conditions import check_id, check_volume, dead_of, health_of, storage_health
 from driver.node.here import Here
 from driver.node.staging import READ_ONLY_MODE, Staging, check_path
 from driver.rpc import capabilities
@@ -141,15 +141,16 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeGetVolumeHealthResponse:
         """What the engine knows, and whether the mounts that are named are alive."""
         volume = check_volume(self._here, request.volume_id)
-        health = health_of(self._here, volume)
+        health = health_of(self._here, volume, dead_of(self._here, [volume]))
         for what, path in (("staging target", request.staging_target_path), ("publish", request.volume_publish_path)):
+            if health.health_statuses:
+                break
             if path and mountinfo.mounts_at(check_path(what, path)) and not mounts.is_healthy(path):
                 health.health_statuses.append(
                     csi_pb2.VolumeHealth.VolumeHealthEntry(
                         status=csi_pb2.INACCESSIBLE, reason="MountDead", message=f"the mount at {path} answers with errors"
                     )
                 )
-                break
         return csi_pb2.NodeGetVolumeHealthResponse(volume_health=health)
 
     def NodeGetStorageHealth(  # noqa: N802

@@ -17,6 +17,8 @@ DRIVER: Final = "csi.stillframe.io"
 TOPOLOGY_KEY: Final = "topology.stillframe.io/node"
 NAME_KEY: Final = "csi.stillframe.io/name"
 """In the volume_context of a listed volume: the engine's name for it, which is that of the PersistentVolume."""
+DEVICE_DEAD: Final = "DeviceDead"
+"""Reason of a volume's health: whoever has it mounted gets errors for ever, until it is mounted anew."""
 NODE_NAME_MAX: Final = 63
 NAME_BYTES_MAX: Final = 128
 """CSI 1.13, "Size Limits": of a string field that says nothing else."""

@@ -119,10 +119,12 @@ def write_pending(store: ObjectStore, of: Beginning, begun: str) -> None:
     store.put(layout.pending(of.snapshot.id), [records.encode(pending)])
 
 
-def withdraw(store: ObjectStore, snapshot: str) -> None:
-    """Undo `begin`: the name is free again. Nothing happens to a snapshot that has a manifest."""
+def withdraw(store: ObjectStore, snapshot: str, volume: str, node: str) -> None:
+    """Undo `begin`: the name is free again. Nothing happens to a snapshot that has a manifest, or is made elsewhere."""
     if store.head(layout.manifest(snapshot)) is None:
-        store.delete(layout.pending(snapshot))
+        pending = _read_pending(store, snapshot)
+        if pending is not None and (pending.volume.id, pending.node) == (volume, node):
+            store.delete(layout.pending(snapshot))
 
 
 def _read_pending(store: ObjectStore, snapshot: str) -> Pending | None:

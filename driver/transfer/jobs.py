@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from driver.core.errors import (
-    AlreadyExists,
+    Busy,
     FailedPrecondition,
     Internal,
     InvalidArgument,
@@ -124,7 +124,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
 
     def start(self, name: str, kind: str, spec: dict[str, Any], fds: list[int]) -> None:
-        """Takes over `fds`. A finished job of that name is replaced. Raises AlreadyExists, InvalidArgument."""
+        """Takes over `fds`. A finished job of that name is replaced. Raises Busy, InvalidArgument."""
         try:
             wanted = DESCRIPTORS.get(kind, 0)
             if kind not in DESCRIPTORS and kind not in small.JOBS:
@@ -137,7 +137,7 @@ class Jobs:
             with self._table:
                 other = self._jobs.get(name)
                 if other is not None and other.state == "running":
-                    raise AlreadyExists(f"job {name!r} runs already")
+                    raise Busy(f"job {name!r} runs already")
                 self._jobs[name] = job
         except StillframeError:
             close_all(fds)

@@ -86,8 +86,9 @@ def delete(repository: Repository, store: ObjectStore, spec: Spec, result: Resul
 
 
 def withdraw(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
-    """specs.OfSnapshot -> {}: undo `begin` for a session that came to nothing before its cut."""
-    catalog.withdraw(store, specs.parse(spec, specs.OfSnapshot).snapshot)
+    """specs.Withdraw -> {}: undo `begin` for a session that came to nothing."""
+    wanted = specs.parse(spec, specs.Withdraw)
+    catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node)
 
 
 JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] = {

@@ -25,10 +25,19 @@ class OfRepository(msgspec.Struct, frozen=True):
 
 
 class OfSnapshot(msgspec.Struct, frozen=True):
-    """show, verify, withdraw: one snapshot."""
+    """show, verify: one snapshot."""
 
     repository: Text
     snapshot: Id
+
+
+class Withdraw(msgspec.Struct, frozen=True):
+    """Only what that volume's session on that node has announced is taken back."""
+
+    repository: Text
+    snapshot: Id
+    volume: Id
+    node: Text
 
 
 class Restore(msgspec.Struct, frozen=True):
@@ -94,7 +103,7 @@ class Clone(msgspec.Struct, frozen=True):
     size_bytes: Annotated[int, Meta(ge=VOLUME_BYTES_MIN, le=VOLUME_BYTES_MAX, multiple_of=CHUNK_BYTES)]
 
 
-S = TypeVar("S", OfRepository, OfSnapshot, Restore, Delete, Begin, Send, Clone)
+S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Restore, Delete, Begin, Send, Clone)
 
 
 def parse(spec: dict[str, Any], kind: type[S]) -> S:

@@ -266,7 +266,7 @@ def test_a_dead_device_is_reported_and_staged_again(made: Engine) -> None:
         with contextlib.suppress(OSError):
             (target / "noise").write_text("x")
         statuses = one.node.NodeGetVolumeHealth(health).volume_health.health_statuses
-        assert [(status.status, status.reason) for status in statuses] == [(csi_pb2.INACCESSIBLE, "MountDead")]
+        assert [(status.status, status.reason) for status in statuses] == [(csi_pb2.INACCESSIBLE, "DeviceDead")]
         one.unpublish(volume, target)
         target = one.publish(volume, "pod-dead")
         assert (target / "file").read_text() == "flushed"

@@ -20,6 +20,7 @@ from driver.core import messages
 from driver.core.errors import (
     AccessDenied,
     AlreadyExists,
+    Busy,
     InvalidArgument,
     NotFound,
     RepositoryUnavailable,
@@ -27,6 +28,7 @@ from driver.core.errors import (
     Unsupported,
 )
 from driver.core.ids import new_id
+from driver.engine.clients import TransferClient
 from tests.servers import S3Server, credentials_file
 from tests.transfer.rig import Rig
 from tests.transfer.volumes import make_volume
@@ -180,11 +182,14 @@ def test_a_session_that_came_to_nothing_leaves_nothing(rig: Rig) -> None:
     repository = rig.add_folder()
     session = rig.session(repository, make_volume(16))
     session.begin()
-    for _ in range(2):
-        rig.run("withdraw", {"repository": repository, "snapshot": session.id})
+    withdrawal = {"repository": repository, "snapshot": session.id, "volume": session.volume_id, "node": "node-1"}
+    for is_there in (1, 0):
+        rig.run("withdraw", {**withdrawal, "volume": new_id()})
+        assert len(rig.run("list", {"repository": repository})["snapshots"]) == is_there, "it was another session's"
+        rig.run("withdraw", withdrawal)
         assert rig.run("list", {"repository": repository}) == {"snapshots": []}
     session.send()
-    rig.run("withdraw", {"repository": repository, "snapshot": session.id})
+    rig.run("withdraw", withdrawal)
     assert rig.run("show", {"repository": repository, "snapshot": session.id})["state"] == "committed"
     session.close()
 
@@ -209,3 +214,15 @@ def test_a_signal_that_another_thread_gets_stops_it_all_the_same(rig: Rig) -> No
     assert ctypes.CDLL(None).syscall(234, pid, other, int(signal.SIGTERM)) == 0  # tgkill on x86-64
     assert rig.supervisor.wait(20) == 0
     rig.supervisor = None
+
+
+def test_who_asks_again_waits_for_what_a_dead_service_had_begun(rig: Rig) -> None:
+    """Both are about one snapshot: the later must not overtake the earlier, and is not refused either."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        hanging = rig.add("hanging", url="s3://bucket", endpoint=endpoint, credentials=str(credentials_file(rig.folder)))
+        rig.call("start", job="catalog-x", kind="list", spec={"repository": hanging})
+        with pytest.raises(Busy):
+            rig.call("start", job="catalog-x", kind="list", spec={"repository": hanging})
+        client = TransferClient(rig.state / "run" / "transfer.sock")
+        assert client.ask("catalog-x", "list", {"repository": rig.add_folder()}) == {"snapshots": []}

@@ -1,0 +1,134 @@
+"""Pods whose volume lost its device: they are told by an event, and those that somebody makes again are deleted.
+
+An engine that was started anew has no device for who had one: the file system stays dead until its pod is made again, which
+no workload does by itself for an I/O error. One replica looks, by the lease.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+from csi import csi_pb2
+from driver.controller.cluster import State
+from driver.controller.kube import Kube, PodClaims, VolumeSeen
+from driver.controller.nodes import Nodes
+from driver.core.errors import NodeSilent, NodeUnavailable, StillframeError
+from driver.rpc import logs
+from driver.rpc.names import DEVICE_DEAD, DRIVER, node_id, parse_handle
+
+EVERY_SECONDS: Final = 10.0
+_LEASE_SECONDS: Final = 180
+_CALL_SECONDS: Final = 20.0
+_AGAIN_SECONDS: Final = 600.0
+"""Who is still there then is told again."""
+REASON: Final = "VolumeDeviceDead"
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A pod, and the volume that it cannot use any more."""
+
+    pod: PodClaims
+    volume: VolumeSeen
+    why: str
+
+
+def dead(entries: Iterable[csi_pb2.VolumeHealth]) -> dict[str, str]:
+    """By handle, what a node says of the volumes whose device is dead. Pure."""
+    return {
+        entry.volume_id: status.message
+        for entry in entries
+        for status in entry.health_statuses
+        if status.reason == DEVICE_DEAD
+    }
+
+
+def victims(found: dict[str, str], volumes: Sequence[VolumeSeen], pods: Sequence[PodClaims]) -> list[Victim]:
+    """The pods on the volumes' own nodes that use them; one that is only about to run will have a new device. Pure."""
+    hurt = {
+        volume.claim: volume
+        for volume in volumes
+        if volume.driver == DRIVER and volume.handle in found and volume.claim is not None
+    }
+    return [
+        Victim(pod, volume, found[volume.handle])
+        for pod in pods
+        for claim in pod.claims
+        if pod.runs and (volume := hurt.get((pod.namespace, claim))) is not None
+        and parse_handle("volume", volume.handle).where == node_id(pod.node)
+    ]  # fmt: skip
+
+
+class Revive:
+    """Looks every ten seconds while it has the lease. `remake`: whether pods with an owner are deleted."""
+
+    def __init__(self, nodes: Nodes, kube: Kube, lease: str, identity: str, *, remake: bool) -> None:
+        self._nodes = nodes
+        self._kube = kube
+        self._lease = lease
+        self._identity = identity
+        self._remake = remake
+        self._told: dict[str, float] = {}
+
+    def start(self) -> None:
+        """From a thread, for ever."""
+        threading.Thread(target=self._run, name="revive", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.turn()
+            except StillframeError as error:
+                logs.log().warning("pods with dead volumes are not known", error=error.message)
+            except Exception:  # the outermost loop of a thread
+                logs.log().exception("defect")
+            threading.Event().wait(EVERY_SECONDS)
+
+    def turn(self) -> None:
+        """Look once, if the lease is ours. Raises KubernetesUnavailable."""
+        if not self._kube.hold_lease(self._lease, self._identity, _LEASE_SECONDS):
+            self._told.clear()
+            return
+        found = self._dead()
+        if not found:
+            return
+        now = time.monotonic()
+        for victim in victims(found, self._kube.volumes(), self._kube.pods_with_claims()):
+            if now - self._told.get(victim.pod.uid, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
+                self._told[victim.pod.uid] = now
+                self._tell(victim)
+
+    def _dead(self) -> dict[str, str]:
+        """Of the nodes that can be asked."""
+        found: dict[str, str] = {}
+        for node in self._nodes.cluster.with_plugins():
+            if self._nodes.cluster.find(node).state is not State.READY:
+                continue
+            try:
+                request = csi_pb2.ControllerListVolumeHealthRequest()
+                answer = self._nodes.call(node, "ControllerListVolumeHealth", request, _CALL_SECONDS)
+            except (NodeUnavailable, NodeSilent, grpc.RpcError) as error:
+                logs.log().info("the health of its volumes is not known", node=node, error=str(error))
+                continue
+            found |= dead(answer.entries)
+        return found
+
+    def _tell(self, victim: Victim) -> None:
+        pod, claim = victim.pod, victim.volume.claim
+        is_remade = self._remake and pod.has_owner
+        fix = "it is deleted, so that its owner makes it again" if is_remade else "delete it, and make it again"
+        text = f"volume {victim.volume.name} of claim {claim[1] if claim else ''} lost its device: {victim.why}; {fix}"
+        logs.log().warning("a pod's volume lost its device", pod=f"{pod.namespace}/{pod.name}", volume=victim.volume.handle,
+                           deleted=is_remade)  # fmt: skip
+        self._kube.warn("Pod", pod.namespace, pod.name, pod.uid, REASON, text)
+        if claim is not None:
+            told = f"pod {pod.name} lost this volume's device: {victim.why}"
+            self._kube.warn("PersistentVolumeClaim", claim[0], claim[1], victim.volume.claim_uid, REASON, told)
+        if is_remade:
+            self._kube.delete_pod(pod.namespace, pod.name, pod.uid)

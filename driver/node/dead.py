@@ -1,0 +1,51 @@
+"""Mounts whose device is gone: the engine was started anew, or the node's disk gave way, while pods had them. Any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from driver.host import mountinfo
+from driver.host.mountinfo import Mount
+
+_NODES: Final = "stillframe-dev"
+"""What the engine's mount of device nodes is called."""
+_DELETED: Final = "//deleted"
+
+
+def volume_of(mount: Mount, devices: str) -> str | None:
+    """The name of the volume that a mount shows: its file system, or its device node itself. Pure."""
+    if os.path.dirname(mount.source) == devices:
+        return os.path.basename(mount.source)
+    root = mount.root.removesuffix(_DELETED)
+    return root.removeprefix("/") if mount.source == _NODES and root != "/" else None
+
+
+def dead_targets(mounts: Sequence[Mount], devices: str, current: Mapping[str, str]) -> dict[str, str]:
+    """By volume, the first place where a device is mounted that is not the volume's any more. Pure.
+
+    `current` has the numbers (major:minor) of the devices that the engine serves; a mount of a node has its own.
+    """
+    found: dict[str, str] = {}
+    for mount in mounts:
+        name = volume_of(mount, devices)
+        if name is None or name in found:
+            continue
+        if mount.source == _NODES:
+            if mount.root.endswith(_DELETED):  # the engine removes a node with its device, and makes another one
+                found[name] = mount.target
+        elif current.get(name) != mount.device:
+            found[name] = mount.target
+    return found
+
+
+def dead_volumes(devices: str, names: Sequence[str]) -> dict[str, str]:
+    """By name, a target of each of the named volumes that pods have and that does not answer any more."""
+    current = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            number = os.stat(f"{devices}/{name}").st_rdev
+            current[name] = f"{os.major(number)}:{os.minor(number)}"
+    return {name: target for name, target in dead_targets(mountinfo.read(), devices, current).items() if name in names}
