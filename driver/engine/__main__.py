@@ -50,7 +50,7 @@ def prepare_mounts(state: str) -> int:
 def let_go_of_volumes() -> None:
     """Drop our copies of volumes' file systems: where the host's root is private we would not hear of their unmounting."""
     for mount in reversed(mountinfo.read()):
-        if loop.is_of_hidden_file(mount.device):
+        if loop.is_of_an_engine(mount.device):
             with contextlib.suppress(OSError):  # dropped with what it is mounted on
                 kernel.umount(mount.target, kernel.MNT_DETACH)
 

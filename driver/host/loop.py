@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 import time
@@ -28,6 +29,7 @@ _LOOP_CTL_GET_FREE: Final = 0x4C82
 _LO_FLAGS_DIRECT_IO: Final = 16
 _BLKROSET: Final = 0x125D
 _MAJOR: Final = 7
+_VOLUMES_FILE: Final = re.compile(r"/run/disks/[0-9a-f-]{36}$")
 _CONFIG: Final = struct.Struct("<II5Q4I64s64s32s2Q64x")
 DISCARD_BYTES_MAX: Final = MIB
 """A discard of 4 GiB would hold loop's worker for seconds; 0 would disable discards for good."""
@@ -171,10 +173,14 @@ def on_file(file: str) -> list[LoopDevice]:
     return found
 
 
-def is_of_hidden_file(device: str) -> bool:
-    """Whether `device`, "major:minor", is a loop device on a file whose mount no namespace shows, as all of ours are."""
+def is_of_an_engine(device: str) -> bool:
+    """Whether `device`, "major:minor", is a loop device on a volume's file, by the path that the kernel shows of it.
+
+    That is the path in the namespace of the engine that attached it; "/" when that one has handed over.
+    """
     with contextlib.suppress(OSError):
-        return (Path("/sys/dev/block") / device / "loop/backing_file").read_text().rstrip("\n") == "/"
+        path = (Path("/sys/dev/block") / device / "loop/backing_file").read_text().rstrip("\n")
+        return path == "/" or _VOLUMES_FILE.search(path) is not None
     return False
 
 

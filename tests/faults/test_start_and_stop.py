@@ -121,11 +121,12 @@ def test_a_transfer_process_that_eats_memory_is_killed_alone() -> None:
 
 
 def test_it_does_not_hold_what_was_mounted_when_it_started() -> None:
-    with engine() as first, contextlib.ExitStack() as mounts:
+    with engine() as first:
         device = first.volume("v", SIZE)
         run("mkfs.ext4", "-q", device)
-        mounts.enter_context(mounted(device))
-        with engine():  # where the host's root is private, its namespace would keep the file system mounted
-            mounts.close()
+        with mounted(device) as folder, engine():
+            # where the host's root is private, the second engine's namespace would keep the file system mounted
+            run("umount", str(folder))
             first.call("volume.detach", name="v")
             assert not Path(device).exists()
+            run("mount", "-t", "tmpfs", "nothing", str(folder))
