@@ -23,8 +23,10 @@ from tests.linux.conftest import Disks
 from tests.linux.test_mounts import shut_down
 
 HOLD = """
-import sys, time
+import signal, sys, time
 from driver.host.freeze import frozen
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 with frozen(sys.argv[1], 600):
     print("frozen", flush=True)
     time.sleep(600)

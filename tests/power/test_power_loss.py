@@ -22,6 +22,7 @@ from tests.soak.stamps import BLOCK
 
 SIZES = {"ext4": 64 * MIB, "xfs": 320 * MIB, "raw": 16 * MIB}
 HOST = 1024 * MIB
+SECTOR = 512
 MOMENTS = 10
 
 
@@ -30,7 +31,8 @@ class Story:
     """What was promised when: by the log position at which the promise was made."""
 
     files: list[tuple[int, str, str, bytes]] = field(default_factory=list)  # volume, name, content
-    blocks: list[tuple[int, int, bytes]] = field(default_factory=list)
+    writes: list[tuple[int, bytes]] = field(default_factory=list)  # all writes of blocks of the raw device, in order
+    flushed: list[tuple[int, int]] = field(default_factory=list)  # how many of them
     volumes: list[tuple[int, str, int]] = field(default_factory=list)
     cut: int = 0
 
@@ -62,17 +64,27 @@ def write_blocks(story: Story, disk: LogDisk, device: str, count: int) -> None:
     """Blocks of a raw device, some of them flushed."""
     dice = random.Random(5)
     fd = os.open(device, os.O_RDWR)
-    pending: dict[int, bytes] = {}
     for number in range(count):
         block, data = dice.randrange(64), dice.randbytes(16) * (BLOCK // 16)
+        story.writes.append((block, data))
         os.pwrite(fd, data, block * BLOCK)
-        pending[block] = data
         if number % 5 == 4:
             os.fsync(fd)
-            at = disk.position()
-            story.blocks += [(at, block, data) for block, data in pending.items()]
-            pending.clear()
+            story.flushed.append((disk.position(), len(story.writes)))
     os.close(fd)
+
+
+def check_blocks(story: Story, position: int, device: str) -> None:
+    """Each sector of a block is that of the last write that was flushed, or of a later one, which may be torn."""
+    count = max((count for at, count in story.flushed if at <= position), default=0)
+    promised = {block: number for number, (block, _) in enumerate(story.writes[:count])}
+    with open(device, "rb") as file:
+        for block, number in promised.items():
+            legal = [data for later, data in story.writes[number:] if later == block]
+            file.seek(block * BLOCK)
+            found = file.read(BLOCK)
+            for at in range(0, BLOCK, SECTOR):
+                assert found[at : at + SECTOR] in [data[at : at + SECTOR] for data in legal], f"block {block}, byte {at}"
 
 
 def play(disk: LogDisk, host: Path, repository: Path) -> Story:
@@ -135,15 +147,7 @@ def check(story: Story, position: int, host: Path, repository: Path) -> None:
                     for name, content in promised:
                         assert (folder / name).read_bytes() == content, f"{kind}: {name}"
                 run(*(["e2fsck", "-fn"] if kind == "ext4" else ["xfs_repair", "-n"]), device)
-        promised_blocks = {block: data for at, block, data in story.blocks if at <= position}
-        if promised_blocks:
-            later = {(block, data) for _, block, data in story.blocks}
-            device = made.call("volume.attach", name="raw")["device"]
-            with open(device, "rb") as file:
-                for block, data in promised_blocks.items():
-                    file.seek(block * BLOCK)
-                    found = file.read(BLOCK)
-                    assert found == data or (block, found) in later, f"block {block}"
+        check_blocks(story, position, made.call("volume.attach", name="raw")["device"])
         if position >= story.cut:
             shown = made.wait_snapshot("s")
             assert shown["state"] == "failed"
@@ -173,7 +177,7 @@ def lost(request: pytest.FixtureRequest) -> Iterator[tuple[LogDisk, Story, Path,
 def moments(story: Story, dice: random.Random) -> list[int]:
     """Positions after the last of the volumes was made: at random, and right after promises."""
     first, last = story.volumes[-1][0], max(at for at, *_ in story.files)
-    promises = [at for at, *_ in story.files] + [at for at, *_ in story.blocks] + [story.cut]
+    promises = [at for at, *_ in story.files] + [at for at, _ in story.flushed] + [story.cut]
     return [dice.randrange(first, last) for _ in range(MOMENTS // 2)] + dice.sample(promises, MOMENTS // 2)
 
 
