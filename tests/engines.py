@@ -39,6 +39,11 @@ class Engine:
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.code,
                 env={**os.environ, **(environment or {})},
             )  # fmt: skip
+        return self.wait_ready()
+
+    def wait_ready(self) -> Engine:
+        """Until this engine's service answers."""
+        assert self.process is not None
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError, StillframeError):

@@ -27,12 +27,16 @@ def snapshot() -> None:
 @_repository
 @click.option("--on-buffer-full", type=click.Choice(["throttle", "fail"]), default="throttle", show_default=True,
               help="When pre-images outgrow memory and spill: slow the writer, or fail the snapshot.")  # fmt: skip
+@click.option("--full", is_flag=True, help="Upload everything, not only what changed since the last snapshot.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the upload's end.")
 @pass_context
-def create(context: Context, volume: str, name: str | None, repository: str | None, on_buffer_full: str, wait: bool) -> None:
-    """Snapshot a volume. The cut is immediate; the upload goes on while the volume is written."""
+def create(
+    context: Context, volume: str, name: str | None, repository: str | None, on_buffer_full: str, full: bool, wait: bool
+) -> None:
+    """Snapshot a volume. The cut is immediate; the upload goes on while the volume is written. What an earlier snapshot of
+    the volume holds is not uploaded again; each snapshot still stands by itself, and any may be deleted."""
     shown = context.client.call(
-        "snapshot.create", volume=volume, name=name, repository=repository, on_buffer_full=on_buffer_full
+        "snapshot.create", volume=volume, name=name, repository=repository, on_buffer_full=on_buffer_full, full=full
     )
     if wait and shown["state"] == "uploading":
         shown = _wait(context, shown)
@@ -84,6 +88,7 @@ def show(context: Context, name: str, repository: str | None) -> None:
         ("state", shown["state"]),
         ("cut", shown["created"] or "-"),
         ("size", format_size(shown["size_bytes"])),
+        ("parent", shown["parent"] or "-"),
         ("uploaded", f"{format_size(shown['uploaded_bytes'])} in {shown['requests']} requests"),
     ]
     progress, session = shown.get("progress"), shown.get("session")
@@ -96,6 +101,7 @@ def show(context: Context, name: str, repository: str | None) -> None:
             ("buffer", f"{format_size(session['buffer_bytes'])} of {format_size(session['budget_bytes'])}, "
                        f"peak {format_size(session['buffer_peak_bytes'])}"),
             ("stage", session["stage"]),
+            ("read", f"{format_size(session['swept_bytes'])}: what its parent was not known to have"),
             ("spilled", f"{session['spilled']} pre-images, {format_size(session['spill_bytes'])} of the file in use"),
             ("throttled", f"{session['throttled']} writes, {session['throttle_seconds']:.2f} s in all"),
             ("retries", str(session["retries"])),

@@ -84,19 +84,24 @@ def resize(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 def cut(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Begin `sessions` at one instant: by volume, each session's UUID and limits."""
-    parts = []
+    """Begin `sessions` at one instant: by volume, each session's UUID and limits. The cut's time, and how many chunks each
+    has to read."""
+    parts = {}
     for volume, given in sorted(argument["sessions"].items()):
-        limits = session.Limits(given["memory"], given["spill"], OnFull[given["on_full"]])
-        parts.append(session.Part(Shared(volumes[volume]["memory"]), given["session"], limits))
-    return {"cut": session.begin(parts, argument["deadline_seconds"])}
+        limits = session.Limits(given["memory"], given["spill"], OnFull[given["on_full"]], given["parent_chunks"])
+        parts[volume] = session.Part(Shared(volumes[volume]["memory"]), given["session"], limits)
+    cut = session.begin(list(parts.values()), argument["deadline_seconds"])
+    return {"cut": cut, "pending": {volume: part.shared.words[Word.PENDING_CHUNKS] for volume, part in parts.items()}}
 
 
 def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """End `session` of one volume, and empty the spill file. Nothing happens if it has ended."""
+    """End `session` of one volume, and empty the spill file; with `is_base` its snapshot is the volume's base. Nothing
+    happens if it has ended."""
     ((_, roles),) = volumes.items()
     part = session.Part(Shared(roles["memory"]), argument["session"])
-    session.end(part, argument["deadline_seconds"], lambda: os.ftruncate(roles["spill"], 0))
+    session.end(
+        part, argument["deadline_seconds"], lambda: os.ftruncate(roles["spill"], 0), is_base=argument["is_base"]
+    )
     return {}
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from driver.core.errors import DeviceError, OutOfSpace, SnapshotFailed, StillframeError
-from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES, UNITS_PER_CHUNK, chunks_of, format_size
+from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES, UNITS_PER_CHUNK, format_size
 from driver.engine.records import SessionRecord
 from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import BUFFER_BYTES, Header, PackBuffers, State
@@ -78,8 +78,8 @@ class Meter:
         baseline = record.baseline or {}
         counted = {word: self._sum(word) - baseline.get(word.name, 0) for word in _COUNTED}
         filled = packs.count - len(packs.packs_in(State.FREE))
-        total = chunks_of(record.size_bytes)
-        stored = packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS)
+        total = words[Word.PENDING_CHUNKS]
+        stored = packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS) + packs.get(Header.SAME_CHUNKS)
         return {
             "session": {
                 "preimages": counted[SlotWord.PREIMAGES],
@@ -90,6 +90,7 @@ class Meter:
                 "spill_bytes": words[Word.SPILL_USED] * UNIT_BYTES,
                 "spilled": counted[SlotWord.SPILLED],
                 "stage": _stage(words),
+                "swept_bytes": total * CHUNK_BYTES,
                 "throttled": counted[SlotWord.THROTTLED],
                 "throttle_seconds": counted[SlotWord.THROTTLED_NANOSECONDS] / 1e9,
                 "cut_seconds": baseline.get("CUT", 0) / 1e9,
@@ -104,8 +105,8 @@ class Meter:
                 "chunks_total": total,
                 "chunks_sealed": min(words[Word.SWEPT_CHUNKS], total),
                 "chunks_stored": min(stored, total),
-                "bytes_total": record.size_bytes,
-                "bytes_done": min(stored * CHUNK_BYTES, record.size_bytes),
+                "bytes_total": total * CHUNK_BYTES,
+                "bytes_done": min(stored, total) * CHUNK_BYTES,
             },
         }
 

@@ -20,7 +20,8 @@ _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
 @dataclass(frozen=True, slots=True)
 class VolumeRecord:
     """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes; `formatted` once it was
-    mounted, or if it was made from something."""
+    mounted, or if it was made from something. `base` is the snapshot that what is written is noted against: repository,
+    id, created. Snapshots of before `full_after` are no parents: one of them turned out to be damaged."""
 
     id: str
     name: str
@@ -35,6 +36,8 @@ class VolumeRecord:
     formatted: bool = False
     source_volume: str | None = None
     restore_job: str | None = None
+    base: dict[str, str] | None = None
+    full_after: str = ""
 
     def changed(self, **changes: Any) -> Self:
         return replace(self, **changes)
@@ -44,7 +47,8 @@ class VolumeRecord:
 class SessionRecord:
     """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time.
 
-    `group` names the group snapshot that it belongs to; `target` is the id of the volume that it clones into.
+    `group` names the group snapshot that it belongs to; `target` is the id of the volume that it clones into. `parent` is
+    the snapshot that it builds on (id, created, size_bytes); `pending_chunks` is how many chunks it has to read.
     """
 
     id: str
@@ -65,6 +69,9 @@ class SessionRecord:
     baseline: dict[str, int] | None = None
     statistics: dict[str, Any] | None = None
     uploaded: dict[str, Any] | None = None
+    parent: dict[str, Any] | None = None
+    pending_chunks: int = 0
+    conditional_put: bool | None = None
 
     def changed(self, **changes: Any) -> Self:
         return replace(self, **changes)

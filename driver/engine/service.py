@@ -175,7 +175,7 @@ def _delete_volume(service: Service, arguments: Arguments) -> Message:
 def _create_snapshot(service: Service, arguments: Arguments) -> Message:
     record = service.sessions.create(
         _named(service, arguments, "volume"), arguments.get("name"), service.repository(arguments),
-        arguments.get("on_buffer_full", "throttle"), freeze=arguments.fds,
+        arguments.get("on_buffer_full", "throttle"), freeze=arguments.fds, full=bool(arguments.get("full", False)),
     )  # fmt: skip
     return service.sessions.describe(record)
 

@@ -17,7 +17,7 @@ from driver.core.errors import (
     StillframeError,
 )
 from driver.core.ids import check_name, member_name, snapshot_id
-from driver.core.sizes import UNIT_BYTES
+from driver.core.sizes import UNIT_BYTES, chunks_of
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.records import Folder, SessionRecord, VolumeRecord
 from driver.engine.settings import Settings, divide
@@ -30,6 +30,7 @@ from driver.host.log import say
 from driver.transfer.packbuffer import memory_bytes
 
 _POLL_SECONDS: Final = 0.05
+_PARENTS_MAX: Final = 3
 _FREEZE_SECONDS: Final = 10.0
 """How long file systems are held still at most: twice what a cut may take."""
 
@@ -96,16 +97,17 @@ class Sessions:
             "session": live.get("session") or record.statistics,
             "node": self._settings.node,
             "group": record.group,
+            "parent": record.parent["id"] if record.parent else None,
         }
 
     # --- begin
 
     def create(
-        self, volume: str, name: str | None, repository: str, on_full: str, freeze: Sequence[int] = ()
+        self, volume: str, name: str | None, repository: str, on_full: str, freeze: Sequence[int] = (), *, full: bool = False
     ) -> SessionRecord:
         """Cut the volume and start the upload; returns right after the cut. The same name gives the same snapshot.
 
-        The file systems of the descriptors `freeze` are held still over the cut.
+        The file systems of the descriptors `freeze` are held still over the cut. A `full` one uploads everything.
 
         Raises FailedPrecondition (another session of the volume runs, no budget left), AlreadyExists, NotFound, and
         what the repository answers. Nothing is left behind when it raises.
@@ -116,7 +118,7 @@ class Sessions:
             known = self._known(of, name, repository)
             if known is not None:
                 return known
-            return self._create([of], [_wanted(of, name, repository, on_full)], freeze)[0]
+            return self._create([of], [_wanted(of, name, repository, on_full)], freeze, full=full)[0]
 
     def create_group(
         self, group: str, volumes: Sequence[str], repository: str, on_full: str, freeze: Sequence[int] = ()
@@ -159,15 +161,15 @@ class Sessions:
         return known
 
     def _create(
-        self, of: Sequence[VolumeRecord], wanted: Sequence[SessionRecord], freeze: Sequence[int]
+        self, of: Sequence[VolumeRecord], wanted: Sequence[SessionRecord], freeze: Sequence[int], *, full: bool = False
     ) -> list[SessionRecord]:
         for volume in of:
             self._check_may_begin(volume)
         admitted: list[SessionRecord] = []
         try:
-            for record in wanted:
+            for volume, record in zip(of, wanted, strict=True):
                 admitted.append(self._shares.admit(record))
-                self._announce(admitted[-1])
+                admitted[-1] = self._announce(admitted[-1], () if full else self._parents(volume, record))
             return self._begin(of, admitted, freeze)
         except BaseException:
             for record in admitted:
@@ -177,15 +179,29 @@ class Sessions:
                         self._watcher.withdraw(record)
             raise
 
-    def _announce(self, record: SessionRecord) -> None:
-        """Write pending.json. Raises what the repository answers."""
-        if record.repository:
-            spec = {
-                "repository": record.repository, "snapshot": {"id": record.id, "name": record.name},
-                "volume": {"id": record.volume_id, "name": record.volume_name}, "lineage": record.lineage,
-                "node": self._settings.node, "group": record.group,
-            }  # fmt: skip
-            self._transfer.ask(catalog_job(record), "begin", spec)
+    def _announce(self, record: SessionRecord, parents: Sequence[dict[str, str]]) -> SessionRecord:
+        """Write pending.json; the record with its parent, which is the first of `parents` that can be. Raises what the
+        repository answers."""
+        if not record.repository:
+            return record
+        spec = {
+            "repository": record.repository, "snapshot": {"id": record.id, "name": record.name},
+            "volume": {"id": record.volume_id, "name": record.volume_name}, "lineage": record.lineage,
+            "node": self._settings.node, "group": record.group, "parents": list(parents),
+        }  # fmt: skip
+        begun = self._transfer.ask(catalog_job(record), "begin", spec)
+        return record.changed(parent=begun["parent"], conditional_put=begun["conditional_put"])
+
+    def _parents(self, of: VolumeRecord, record: SessionRecord) -> list[dict[str, str]]:
+        """The snapshots in the same repository that a new one could build on, best first: the one that what was written is
+        noted against, then the volume's newest."""
+        base = [of.base] if of.base is not None and of.base["repository"] == record.repository else []
+        others = [
+            {"id": other.id, "created": other.created} for other in reversed(self.all())
+            if (other.volume_id, other.repository, other.state) == (of.id, record.repository, "committed")
+            and other.created > of.full_after and other.id not in [known["id"] for known in base]
+        ]  # fmt: skip
+        return [{"id": known["id"], "created": known["created"]} for known in [*base, *others]][:_PARENTS_MAX]
 
     def _check_may_begin(self, of: VolumeRecord) -> None:
         running = self._volumes.session_of(of.id)
@@ -209,13 +225,17 @@ class Sessions:
                 still.enter_context(frozen(f"/proc/self/fd/{fd}", _FREEZE_SECONDS))
             cut = self._keeper.run(
                 "cut", [volume.id for volume in of], deadline_seconds=self._settings.cut_seconds,
-                sessions={record.volume_id: self._limits(record) for record in records},
-            )["cut"]  # fmt: skip
-        created = datetime.fromtimestamp(cut, UTC).isoformat(timespec="microseconds")
-        begun = [
-            self._table.save(record.changed(state="uploading", created=created, baseline=self._table.meter(record).at_cut()))
-            for record in records
-        ]
+                sessions={volume.id: self._limits(volume, record) for volume, record in zip(of, records, strict=True)},
+            )  # fmt: skip
+        created = datetime.fromtimestamp(cut["cut"], UTC).isoformat(timespec="microseconds")
+        begun = []
+        for record in records:
+            baseline, pending = self._table.meter(record).at_cut(), cut["pending"][record.volume_id]
+            begun.append(
+                self._table.save(
+                    record.changed(state="uploading", created=created, baseline=baseline, pending_chunks=pending)
+                )
+            )
         for record in begun:
             self._watcher.start(record)
         return begun
@@ -235,9 +255,12 @@ class Sessions:
         finally:
             os.close(packs)
 
-    def _limits(self, record: SessionRecord) -> dict[str, Any]:
+    def _limits(self, of: VolumeRecord, record: SessionRecord) -> dict[str, Any]:
         """What the `cut` helper has to know of a session."""
+        parent = record.parent or {}
+        is_base = of.base == {"repository": record.repository, "id": parent.get("id"), "created": parent.get("created")}
         return {
+            "parent_chunks": chunks_of(parent["size_bytes"]) if is_base else 0,
             "session": record.id, "memory": divide(record.budget_bytes).preimages,
             "spill": self._settings.spill_bytes // UNIT_BYTES, "on_full": record.on_buffer_full.upper(),
         }  # fmt: skip

@@ -87,7 +87,7 @@ class Snapshots:
         job = new_id()
         source = {
             "lineage": found["lineage"], "state": "restoring", "source_snapshot": found["handle"], "restore_job": job,
-            "formatted": True,
+            "formatted": True, "base": {"repository": where, "id": found["id"], "created": found["created"]},
         }  # fmt: skip
         record = self._volumes.create(
             volume, size_bytes, provisioning or "thick", found["logical_block_size"], processes, **source
@@ -117,7 +117,7 @@ class Snapshots:
             )
         target = self._volumes.create(
             name, size_bytes, provisioning or of.provisioning, of.logical_block_size, processes, lineage=of.lineage,
-            state="restoring", source_volume=of.id, formatted=True,
+            state="restoring", source_volume=of.id, formatted=True, base=of.base,
         )  # fmt: skip
         try:
             self._sessions.create_clone(source, target)
@@ -131,7 +131,7 @@ class Snapshots:
         with self._volumes.locked(volume), contextlib.suppress(NotFound):
             record = self._volumes.record(volume)
             if error is None:
-                self._volumes.save(record.changed(state="available", restore_job=None))
+                self._volumes.note_restored(record)
             else:
                 self._volumes.forget(record)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
@@ -19,9 +20,16 @@ from driver.engine.clients import KeeperClient
 from driver.engine.records import Folder, VolumeRecord
 from driver.engine.settings import PROCESSES_MAX, SPARES, THREADS, Settings
 from driver.host import disks, files
-from driver.volume.layout import create_memory
+from driver.host.log import say
+from driver.volume import changes
+from driver.volume.layout import Shared, create_memory
 
 _SERVE: Final = "serve-"
+
+
+def base_name(base: Mapping[str, str]) -> str:
+    """One string that tells a base from every other."""
+    return f"{base['repository']}:{base['id']} {base['created']}"
 
 
 class Volumes:
@@ -115,6 +123,7 @@ class Volumes:
                 "restore_job": record.restore_job,
                 "snapshot_in_progress": self.session_of(record.id),
                 "formatted": record.formatted,
+                "base_snapshot": record.base["id"] if record.base else None,
                 "conditions": self._conditions(record, attached=attached),
             }
         raise NotFound(f"volume {record.name!r} was deleted meanwhile")
@@ -139,7 +148,7 @@ class Volumes:
 
     # --- paths
 
-    def disk(self, record: VolumeRecord) -> Any:
+    def disk(self, record: VolumeRecord) -> Path:
         return self._folder.volume_folder(record.id) / "disk"
 
     def _node(self, record: VolumeRecord) -> str:
@@ -217,6 +226,7 @@ class Volumes:
             )
         }
         try:
+            self._load_changes(record, fds["memory"])
             fds["backing"] = disks.open_direct(self.disk(record), record.logical_block_size)
             fds["spill"] = os.open(spill, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             self._keeper.put(record.id, fds)
@@ -229,9 +239,58 @@ class Volumes:
         """Have the keeper let go of the volume, unless it is attached or in a session."""
         if record.id in self._held and not self.is_attached(record) and self.session_of(record.id) is None:
             self._keeper.unkeep(record.id)
+            self._save_changes(record)
             self._keeper.drop(record.id)
             files.remove(self._folder.volume_folder(record.id) / "spill")
             self._held.discard(record.id)
+
+    # --- what was written since the base
+
+    def _changes(self, record: VolumeRecord) -> Path:
+        return self._folder.volume_folder(record.id) / "changes"
+
+    def _load_changes(self, record: VolumeRecord, memory: int) -> None:
+        """Know what was written since the base, as the last `close` left it. The file goes before anybody can write: from
+        then on only memory knows."""
+        if record.base is not None:
+            shared = Shared(memory)
+            changes.load(shared, self._changes(record), base_name(record.base))
+            shared.close()
+        files.remove(self._changes(record))
+
+    def _save_changes(self, record: VolumeRecord) -> None:
+        """Nobody has the volume open any more. Without the file, the next snapshot compares every chunk."""
+        base = self.record(record.name).base
+        if base is None:
+            return
+        try:
+            (memory,) = self._keeper.take(record.id, ["memory"])
+            try:
+                shared = Shared(memory)
+                changes.save(shared, self._changes(record), base_name(base))
+                shared.close()
+            finally:
+                os.close(memory)
+        except (OSError, NotFound) as error:
+            say("engine", f"what changed on volume {record.name} could not be noted: {error}")
+
+    def note_base(self, volume_id: str, base: dict[str, str]) -> None:
+        """From now on what is written is noted against the snapshot `base`. Raises NotFound, OSError."""
+        name = self.by_id(volume_id).name
+        with self.locked(name):
+            self.save(self.record(name).changed(base=base))
+
+    def note_restored(self, record: VolumeRecord) -> None:
+        """The volume, which nobody has opened yet, is what its base is, and available. Raises OSError."""
+        if record.base is not None:
+            changes.save_none(self._changes(record), record.size_bytes, base_name(record.base))
+        self.save(record.changed(state="available", restore_job=None))
+
+    def note_damage(self, volume_id: str) -> None:
+        """The next snapshot has no parent: one that is there by now is damaged. Raises NotFound, OSError."""
+        name = self.by_id(volume_id).name
+        with self.locked(name):
+            self.save(self.record(name).changed(base=None, full_after=datetime.now(UTC).isoformat(timespec="microseconds")))
 
     def attach(self, name: str) -> VolumeRecord:
         """Make the volume's block device. Raises FailedPrecondition while it is being restored, Unsupported."""

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from driver.core.errors import (
+    DataCorrupt,
     EngineUnavailable,
     FailedPrecondition,
     NotFound,
     RepositoryUnavailable,
     SnapshotFailed,
     StillframeError,
+    Unsupported,
 )
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.meter import Meter, failure_of
@@ -39,6 +41,8 @@ _AGAIN_SECONDS_MAX: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _SILENT_SECONDS: Final = 5.0
 """A sweeper that has not moved for so long hangs."""
+_DAMAGE: Final = (DataCorrupt.__name__, Unsupported.__name__)
+"""Kinds of errors that a sender meets in nothing but its parent."""
 _DELETED: Final = SnapshotFailed("it was deleted while it was being made")
 
 
@@ -94,7 +98,8 @@ class Watcher:
                     self._volumes.set_session(volume, session)
                     self.start(record)
                 elif record is None or record.state not in RUNNING:
-                    threading.Thread(target=self._release_for_good, args=[volume, session], daemon=True).start()
+                    arguments = [volume, session, record]
+                    threading.Thread(target=self._release_for_good, args=arguments, daemon=True).start()
         for record in self._table.all():
             if record.state in RUNNING and record.id not in alive:
                 self._thread(self._settle, record)
@@ -106,12 +111,12 @@ class Watcher:
         finally:
             os.close(memory)
 
-    def _release_for_good(self, volume_id: str, session: str) -> None:
+    def _release_for_good(self, volume_id: str, session: str, record: SessionRecord | None) -> None:
         """Give back the memory of a session that ended just before this service was started. The whole of a thread."""
         wait = 0.1
         while True:
             try:
-                self._release_and_close(volume_id, session)
+                self._release_and_close(volume_id, session, is_base=record is not None and self._note_base(record))
                 return
             except (StillframeError, OSError) as error:
                 say("engine", f"session {session}: {error}; trying again")
@@ -154,7 +159,8 @@ class Watcher:
         of = found.get("volume") or {}
         if found.get("state") == "committed" and (of.get("id"), found["created"]) == (record.volume_id, record.created):
             figures = {key: found[key] for key in ("uploaded_bytes", "requests", "stored_bytes")}
-            self._table.save(record.changed(state="committed", statistics=found["session"], uploaded=figures))
+            record = self._table.save(record.changed(state="committed", statistics=found["session"], uploaded=figures))
+            self._note_base(record)
             return
         self.withdraw(record)
         if record.state == "preparing":
@@ -256,6 +262,8 @@ class Watcher:
                     "lineage": record.lineage, "node": self._settings.node,
                     "upload_rate_bytes": self._settings.upload_rate,
                     "statistics_path": str(self._statistics(record)), "group": record.group,
+                    "parent": {key: record.parent[key] for key in ("id", "created")} if record.parent else None,
+                    "pending_chunks": record.pending_chunks, "conditional_put": record.conditional_put,
                 },
                 [packs, spool],
             )  # fmt: skip
@@ -308,7 +316,7 @@ class Watcher:
         except OSError as error:
             is_noted = False
             say("engine", f"session {record.name}: its end cannot be noted: {error}")
-        self.release(record.volume_id, record.id)
+        self.release(record.volume_id, record.id, is_base=self._note_base(record))
         files.remove(self._folder.session_folder(record.id) / "spool")
         files.remove(self._statistics(record))
         self._volumes.end_session(record.volume_id, record.id)
@@ -324,6 +332,20 @@ class Watcher:
         with contextlib.suppress(StillframeError):
             self._transfer.forget(record.id)
 
+    def _note_base(self, record: SessionRecord) -> bool:
+        """After a session's end: whether what is written from its cut on is noted against its snapshot now. One whose parent
+        turned out to be damaged is followed by a full one."""
+        try:
+            if record.state == "committed" and record.target is None:
+                base = {"repository": record.repository, "id": record.id, "created": record.created}
+                self._volumes.note_base(record.volume_id, base)
+                return True
+            if record.state == "failed" and record.parent and (record.error or {}).get("kind") in _DAMAGE:
+                self._volumes.note_damage(record.volume_id)
+        except (OSError, NotFound) as error:
+            say("engine", f"session {record.name}: its end cannot be noted with its volume: {error}")
+        return False
+
     def _cancel(self, record: SessionRecord) -> None:
         """End the session's sender; when this returns, it is dead."""
         with contextlib.suppress(NotFound):
@@ -336,7 +358,7 @@ class Watcher:
             with self._volumes.locked(of.name):
                 self._volumes.close(of)
 
-    def _release_and_close(self, volume_id: str, session: str) -> None:
+    def _release_and_close(self, volume_id: str, session: str, *, is_base: bool = False) -> None:
         """For a session that nobody works for: a new one of the same name must not begin in between, so under the lock."""
         try:
             of = self._volumes.by_id(volume_id)
@@ -344,12 +366,13 @@ class Watcher:
             self.release(volume_id, session)
             return
         with self._volumes.locked(of.name):
-            self.release(volume_id, session)
+            self.release(volume_id, session, is_base=is_base)
             self._volumes.close(of)
 
-    def release(self, volume_id: str, session: str) -> None:
-        """End the session in the volume's memory. Nothing happens if that is done, or if the memory is gone."""
+    def release(self, volume_id: str, session: str, *, is_base: bool = False) -> None:
+        """End the session in the volume's memory; with `is_base` its snapshot is the volume's base, as the volume's record
+        says. Nothing happens if that is done, or if the memory is gone."""
         self._keeper.unkeep(volume_id, sweep_key(session))
         with contextlib.suppress(NotFound):
-            self._keeper.run("end", [volume_id], session=session, deadline_seconds=_DRAIN_SECONDS)
+            self._keeper.run("end", [volume_id], session=session, deadline_seconds=_DRAIN_SECONDS, is_base=is_base)
         self._keeper.drop(volume_id, [packs_role(session)])

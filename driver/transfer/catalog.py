@@ -6,8 +6,9 @@ Functions of an open store. `Summary` is a snapshot as a user sees it, as far as
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from driver.store import layout
 from driver.store.port import Listed, ObjectStore
 from driver.transfer import records
 from driver.transfer.records import Aborted, Manifest, Pending, Tombstone
+from driver.transfer.specs import Ancestor
 
 Summary = dict[str, Any]
 STALE_SECONDS: Final = 300.0
@@ -82,11 +84,42 @@ class Beginning:
     lineage: str
     node: str
     group: str | None = None
+    parent: str | None = None
 
 
-def begin(store: ObjectStore, of: Beginning, result: dict[str, Any], repository: str) -> None:
-    """Write pending.json, if the snapshot's name is free. Raises AlreadyExists; then `result` gets `manifest`, the
-    snapshot's summary, if that name was committed from the same volume."""
+def begin(
+    store: ObjectStore, of: Beginning, parents: Sequence[Ancestor], result: dict[str, Any], repository: str, *,
+    conditions: bool,
+) -> Manifest | None:  # fmt: skip
+    """Write pending.json, if the snapshot's name is free. The first of `parents` that a session can build on; pending.json
+    names it. Raises AlreadyExists; then `result` gets `manifest`, the snapshot's summary, if that name was committed from
+    the same volume."""
+    first = replace(of, parent=parents[0].id if parents else None)
+    if not (conditions and store.put_if_absent(layout.pending(of.snapshot.id), _pending(first, now()))):
+        _take_name(store, first, result, repository)
+    for ancestor in parents:
+        if ancestor.id != first.parent:
+            write_pending(store, replace(of, parent=ancestor.id), now())
+        with contextlib.suppress(DataCorrupt, Unsupported, NotFound):
+            found = parent(store, ancestor, of.lineage)
+            if store.head(layout.tombstone(ancestor.id)) is None:
+                return found
+    if parents:
+        write_pending(store, of, now())
+    return None
+
+
+def parent(store: ObjectStore, of: Ancestor, lineage: str) -> Manifest:
+    """The manifest of a snapshot that a session of that lineage builds on; its pending.json names it. Raises NotFound,
+    DataCorrupt, Unsupported."""
+    found = read_manifest(store, of.id)
+    if not isinstance(found, Manifest) or (found.lineage, found.created) != (lineage, of.created):
+        raise NotFound(f"there is no snapshot {of.id} of {of.created} in {store.where}", "take one with --full")
+    return found
+
+
+def _take_name(store: ObjectStore, of: Beginning, result: dict[str, Any], repository: str) -> None:
+    """Write pending.json where one may be already: it is the first of a snapshot's records to come and the last to go."""
     manifest = read_manifest(store, of.snapshot.id)
     if isinstance(manifest, Manifest):
         if manifest.volume.id == of.volume.id:
@@ -112,11 +145,15 @@ def begin(store: ObjectStore, of: Beginning, result: dict[str, Any], repository:
 
 def write_pending(store: ObjectStore, of: Beginning, begun: str) -> None:
     """Make or renew pending.json: the session's heartbeat."""
+    store.put(layout.pending(of.snapshot.id), [_pending(of, begun)])
+
+
+def _pending(of: Beginning, begun: str) -> bytes:
     pending = Pending(
-        snapshot=of.snapshot, volume=of.volume, lineage=of.lineage, node=of.node, group=of.group, begun=begun,
-        heartbeat=now(),
+        snapshot=of.snapshot, volume=of.volume, lineage=of.lineage, parent=of.parent, node=of.node, group=of.group,
+        begun=begun, heartbeat=now(),
     )  # fmt: skip
-    store.put(layout.pending(of.snapshot.id), [records.encode(pending)])
+    return records.encode(pending)
 
 
 def withdraw(store: ObjectStore, snapshot: str, volume: str, node: str) -> None:
@@ -247,7 +284,7 @@ def _bare(snapshot: str, repository: str, state: str, error: StillframeError | N
         "id": snapshot, "name": None, "handle": f"{repository}:{snapshot}", "repository": repository, "volume": None,
         "lineage": None, "state": state, "created": None, "size_bytes": 0, "logical_block_size": 0,
         "uploaded_bytes": 0, "requests": 0, "stored_bytes": 0, "error": error.to_message() if error else None,
-        "progress": None, "session": None, "node": None, "group": None,
+        "progress": None, "session": None, "node": None, "group": None, "parent": None,
     }  # fmt: skip
 
 
@@ -259,6 +296,7 @@ def _of_pending(
         known = {
             "name": pending.snapshot.name, "lineage": pending.lineage, "created": pending.begun, "node": pending.node,
             "volume": {"id": pending.volume.id, "name": pending.volume.name}, "group": pending.group,
+            "parent": pending.parent,
         }  # fmt: skip
     return {**_bare(snapshot, repository, state, error), **known}
 
@@ -278,6 +316,7 @@ def _of_manifest(manifest: Manifest, repository: str) -> Summary:
         "session": manifest.statistics,
         "node": manifest.node,
         "group": manifest.group,
+        "parent": manifest.parent,
     }
 
 

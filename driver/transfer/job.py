@@ -28,6 +28,7 @@ from driver.store.port import Options
 from driver.store.retry import FOR_EVER, PATIENT, Watch
 from driver.transfer import catalog, clone, send, specs
 from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
+from driver.transfer.parent import Parent
 from driver.transfer.rate import Rate
 from driver.transfer.restore import WORKERS, BackingFile, Nowhere, Reader, Target
 from driver.transfer.spool import Spool
@@ -74,12 +75,16 @@ def run_send(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Re
     options = Options(connections=send.WORKERS + 1, pace=pace)
     store = open_store(repository, FOR_EVER, options, Watch(meter.request, meter.retry))
 
-    report.keep_on(
-        lambda: _progress(_chunks_done(packs) * CHUNK_BYTES, session.size_bytes, packs.get(Header.REQUESTS))
-    )
+    total = spec.pending_chunks * CHUNK_BYTES
+    report.keep_on(lambda: _progress(_chunks_done(packs) * CHUNK_BYTES, total, packs.get(Header.REQUESTS)))
+    spool = Spool(spool_fd, chunks_of(session.size_bytes))
+    parent = None
+    if spec.parent is not None:
+        parent = Parent(store, catalog.parent(store, spec.parent, spec.lineage), spool)
+    conditions = honours_conditions(repository, store) if spec.conditional_put is None else spec.conditional_put
     sender = send.Sender(
-        store, session, packs, Spool(spool_fd, chunks_of(session.size_bytes)), meter,
-        conditions=honours_conditions(repository, store), statistics=lambda: _statistics(spec.statistics_path),
+        store, session, packs, spool, meter, conditions=conditions, parent=parent,
+        statistics=lambda: _statistics(spec.statistics_path),
     )  # fmt: skip
     return catalog.summary_of_manifest(sender.run(), spec.repository)
 
@@ -101,7 +106,7 @@ def run_clone(state: Path, given: Spec, fds: Sequence[int], report: Report) -> R
     spec = specs.parse(given, specs.Clone)
     RecordLocks(packs_fd).acquire(SENDER_LOCK_BYTE)
     packs = PackBuffers(packs_fd)
-    for word in (Header.STORED_CHUNKS, Header.ZERO_CHUNKS, Header.STORED_BYTES):
+    for word in (Header.STORED_CHUNKS, Header.ZERO_CHUNKS, Header.SAME_CHUNKS, Header.STORED_BYTES):
         packs.set(word, 0)
     report.keep_on(lambda: _progress(_chunks_done(packs) * CHUNK_BYTES, spec.size_bytes, 0))
     clone.copy(packs, backing)
@@ -109,7 +114,7 @@ def run_clone(state: Path, given: Spec, fds: Sequence[int], report: Report) -> R
 
 
 def _chunks_done(packs: PackBuffers) -> int:
-    return packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS)
+    return packs.get(Header.STORED_CHUNKS) + packs.get(Header.ZERO_CHUNKS) + packs.get(Header.SAME_CHUNKS)
 
 
 def run_restore(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:

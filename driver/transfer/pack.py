@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,10 +36,12 @@ class Arenas:
 
 @dataclass(slots=True)
 class Encoded:
-    """A pack object to be: its pieces in order, and its chunks in the order of their bytes. `release` after use."""
+    """A pack object to be: its pieces in order, and its chunks in the order of their bytes; `same` are chunks that the
+    parent has. `release` after use."""
 
     pieces: list[memoryview]
     chunks: list[tuple[int, Chunk]]
+    same: list[int]
     zero: list[Entry]
     size_bytes: int
     arenas: Arenas
@@ -51,18 +54,28 @@ class Encoded:
             self.arena = None
 
 
-def encode(packs: PackBuffers, number: int, compressor: Compressor, arenas: Arenas) -> Encoded:
-    """Compress and hash what a READY buffer holds; `pack` of the chunks is 0. Releases the GIL most of the time."""
-    made = Encoded([], [], [], 0, arenas)
+def _nothing(chunk: int) -> bytes | None:
+    return None
+
+
+def encode(
+    packs: PackBuffers, number: int, compressor: Compressor, arenas: Arenas,
+    known: Callable[[int], bytes | None] = _nothing,
+) -> Encoded:  # fmt: skip
+    """Compress and hash what a READY buffer holds; `pack` of the chunks is 0. `known` tells the digest of a chunk that is
+    stored already, if there is one. Releases the GIL most of the time. Raises what `known` raises."""
+    made = Encoded([], [], [], [], 0, arenas)
     try:
-        _fill(made, packs, number, compressor)
+        _fill(made, packs, number, compressor, known)
     except BaseException:
         made.release()
         raise
     return made
 
 
-def _fill(made: Encoded, packs: PackBuffers, number: int, compressor: Compressor) -> None:
+def _fill(
+    made: Encoded, packs: PackBuffers, number: int, compressor: Compressor, known: Callable[[int], bytes | None]
+) -> None:
     place = 0
     used = 0  # of the arena
     run = _Run(made.pieces)
@@ -73,6 +86,11 @@ def _fill(made: Encoded, packs: PackBuffers, number: int, compressor: Compressor
         if entry.count != 1 or (place + 1) * CHUNK_BYTES > PACK_BYTES:
             raise Internal(f"pack buffer {number} has a directory that does not fit it")
         data = packs.data(number, place)
+        digest = digest_of(data)
+        if known(entry.chunk) == digest:
+            made.same.append(entry.chunk)
+            place += 1
+            continue
         frame = compressor.compress(data)
         if frame is None:
             run.add_place(packs, number, place)
@@ -84,7 +102,7 @@ def _fill(made: Encoded, packs: PackBuffers, number: int, compressor: Compressor
             made.arena[used : used + length] = frame
             run.add_arena(made.arena, used, length)
             used += length
-        made.chunks.append((entry.chunk, Chunk(codec, 0, made.size_bytes, length, digest_of(data))))
+        made.chunks.append((entry.chunk, Chunk(codec, 0, made.size_bytes, length, digest)))
         made.size_bytes += length
         place += 1
     run.end()

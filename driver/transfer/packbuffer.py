@@ -35,13 +35,15 @@ SENDER_LOCK_BYTE: Final = 0
 class Header(enum.IntEnum):
     """Words of the header page; whoever stores it stands behind each."""
 
-    SWEEP_DONE = 0  # sweeper: every chunk of the volume is in a buffer that is READY or was
+    SWEEP_DONE = 0  # sweeper: every chunk that the parent lacks is in a buffer that is READY or was
+    SWEPT_CHUNKS = 1  # sweeper, before SWEEP_DONE: how many those are
     UPLOADED_BYTES = 8  # sender, from here on: bytes of objects that the store has confirmed
     REQUESTS = 9  # requests sent, retries included
     STORED_CHUNKS = 10  # chunks confirmed, zero ones not counted
     ZERO_CHUNKS = 11
     RETRIES = 12
     STORED_BYTES = 13  # uncompressed bytes of the stored chunks
+    SAME_CHUNKS = 14  # chunks that the parent turned out to have
 
 
 class State(enum.IntEnum):

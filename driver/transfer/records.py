@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from driver.core.errors import DataCorrupt, Unsupported
-from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, regions_of
+from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, regions_of
 from driver.store import layout
 
 FORMAT: Final = 1
@@ -73,12 +73,13 @@ class Pending(Head, frozen=True, kw_only=True):
 
 
 class RegionEntry(msgspec.Struct, frozen=True, array_like=True):
-    """One region of a volume: its index object, or nothing if all of it is zero."""
+    """One region of a volume: its index object, and how many of its chunks hold data; or nothing if all of it is zero."""
 
     number: Annotated[int, Meta(ge=0, lt=2**14)]
     key: str | None = None
     size_bytes: Annotated[int, Meta(ge=0, lt=2**24)] = 0
     sha256: Digest | None = None
+    stored_chunks: Annotated[int, Meta(ge=0, le=CHUNKS_PER_REGION)] = 0
 
     @property
     def is_zero(self) -> bool:
@@ -209,7 +210,7 @@ def _check_manifest(manifest: Manifest, key: str) -> Manifest:
         raise corrupt(key, "its regions are not those of a volume of its size")
     for region in manifest.regions:
         if region.key is None:
-            if region.sha256 is not None or region.size_bytes:
+            if region.sha256 is not None or region.size_bytes or region.stored_chunks:
                 raise corrupt(key, f"region {region.number} is zero and is not")
         elif region.sha256 is None or not layout.is_region(region.key, manifest.lineage):
             raise corrupt(key, f"region {region.number} has no index of this lineage")

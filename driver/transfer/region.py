@@ -17,7 +17,7 @@ import hashlib
 import struct
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -78,7 +78,9 @@ class RegionIndex:
     chunks: tuple[Chunk, ...]
 
 
-def build(number: int, lineage: uuid.UUID, chunks: Sequence[Chunk], sizes: dict[int, tuple[uuid.UUID, int]]) -> RegionIndex:
+def build(
+    number: int, lineage: uuid.UUID, chunks: Sequence[Chunk], sizes: Mapping[int, tuple[uuid.UUID, int]]
+) -> RegionIndex:
     """An index from chunks whose `pack` is a key of `sizes` (name and size of the object)."""
     live = Counter(chunk.pack for chunk in chunks if chunk.codec != Codec.ZERO)
     place = {pack: index for index, pack in enumerate(live)}

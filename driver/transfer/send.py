@@ -2,8 +2,9 @@
 
 One process a session, under the sender lock, in a fixed order for each buffer: the pack object is in the store, its
 chunks are in the spool file, the buffer is FREE. So a sender that dies has lost nothing: what is READY is sent again by
-its successor, in a pack of a new name, and what the spool has twice is the same. Threads: the caller polls the buffers,
-three workers compress, hash and upload, one renews pending.json.
+its successor, in a pack of a new name, and what the spool has twice is the same. A chunk that the parent has is not sent,
+and a region of which nothing changed has the parent's index. Threads: the caller polls the buffers, three workers compress,
+hash and upload, one renews pending.json.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from driver.core.errors import SnapshotFailed, StillframeError
-from driver.core.sizes import CHUNK_BYTES
+from driver.core.errors import Internal, SnapshotFailed, StillframeError
+from driver.core.sizes import CHUNK_BYTES, chunks_of
 from driver.store import layout
 from driver.store.port import ObjectStore
-from driver.transfer import catalog, pack, records, region, specs
+from driver.transfer import catalog, merge, pack, records, region, specs
 from driver.transfer.chunks import Compressor
 from driver.transfer.packbuffer import Entry, Header, PackBuffers, State
+from driver.transfer.parent import Parent
 from driver.transfer.records import Manifest, RegionEntry
-from driver.transfer.region import Chunk
+from driver.transfer.region import Chunk, Codec
 from driver.transfer.spool import Spool
 
 WORKERS: Final = 3
@@ -66,11 +68,12 @@ class Meter:
 
 
 class Sender:
-    """Sends one session. `conditions`: the store honours conditional PUTs. `statistics` is asked at the end."""
+    """Sends one session. `conditions`: the store honours conditional PUTs. `statistics` is asked at the end. What the spool
+    lacks is the `parent`'s, if there is one."""
 
     def __init__(
         self, store: ObjectStore, session: Session, packs: PackBuffers, spool: Spool, meter: Meter, *,
-        conditions: bool, statistics: Callable[[], dict[str, Any] | None] = lambda: None,
+        conditions: bool, parent: Parent | None = None, statistics: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:  # fmt: skip
         self._store = store
         self._session = session
@@ -78,6 +81,7 @@ class Sender:
         self._spool = spool
         self._meter = meter
         self._conditions = conditions
+        self._parent = parent
         self._statistics = statistics
         self._arenas = pack.Arenas()
         self._local = threading.local()
@@ -90,11 +94,13 @@ class Sender:
         counts = self._spool.counts()
         self._packs.set(Header.STORED_CHUNKS, counts.stored)
         self._packs.set(Header.ZERO_CHUNKS, counts.zero)
+        self._packs.set(Header.SAME_CHUNKS, counts.same)
         self._packs.set(Header.STORED_BYTES, counts.stored * CHUNK_BYTES)
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
         pool = concurrent.futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="send")
         try:
             self._drain(pool)
+            self._check_complete()
             regions = list(pool.map(self._send_region, range(self._spool.regions)))
             return self._commit(regions)
         finally:
@@ -124,7 +130,8 @@ class Sender:
             time.sleep(POLL_SECONDS)
 
     def _send_pack(self, number: int) -> None:
-        encoded = pack.encode(self._packs, number, self._compressor(), self._arenas)
+        known = self._parent.digest if self._parent is not None else lambda chunk: None
+        encoded = pack.encode(self._packs, number, self._compressor(), self._arenas, known)
         try:
             if encoded.pieces:
                 name = uuid.uuid4()
@@ -132,6 +139,8 @@ class Sender:
                 self._note(encoded.chunks, self._spool.add_pack(name, encoded.size_bytes))
             for entry in encoded.zero:
                 self._spool.put_zero(entry.chunk, entry.count)
+            for chunk in encoded.same:
+                self._spool.put_same(chunk)
         finally:
             encoded.release()
         self._packs.set_state(number, State.FREE)
@@ -140,6 +149,7 @@ class Sender:
             STORED_CHUNKS=len(encoded.chunks),
             STORED_BYTES=len(encoded.chunks) * CHUNK_BYTES,
             ZERO_CHUNKS=_total(encoded.zero),
+            SAME_CHUNKS=len(encoded.same),
         )
 
     def _compressor(self) -> Compressor:
@@ -165,27 +175,49 @@ class Sender:
 
     # --- the end
 
+    def _check_complete(self) -> None:
+        """What was not swept is taken for the parent's: so everything that was to be swept must be in the spool."""
+        found, expected = sum(self._spool.counts()), self._packs.get(Header.SWEPT_CHUNKS)
+        if found != expected:
+            raise Internal(f"{found} chunks were sent, of {expected}")
+
     def _send_region(self, number: int) -> RegionEntry:
         self._check_fence()
-        index = self._spool.region(number, uuid.UUID(self._session.of.lineage))
-        if index is None:
+        parent = self._parent
+        before = parent.entry(number) if parent is not None else None
+        before_chunks = parent.chunks(number) if parent is not None else 0
+        if before is not None and not self._spool.is_touched(number):
+            return before
+        if self._spool.is_zero(number):
             return RegionEntry(number)
+        chunks = self._spool.chunks(number)
+        of_parent = parent.index(number) if parent is not None and merge.needs_parent(chunks) else None
+        if before is not None and merge.is_unchanged(chunks, of_parent, before_chunks):
+            return before
+        sizes = self._spool.sizes({chunk.pack for chunk in chunks if chunk.codec in (Codec.RAW, Codec.ZSTD)})
+        lineage = uuid.UUID(self._session.of.lineage)
+        index = merge.merge(number, lineage, chunks, sizes, of_parent, before_chunks)
+        return RegionEntry(number) if index is None else self._put_index(index)
+
+    def _put_index(self, index: region.RegionIndex) -> RegionEntry:
         data = region.encode(index)
         key = layout.region(self._session.of.lineage, str(uuid.uuid4()))
         self._store.put(key, [data])
         self._meter.add(UPLOADED_BYTES=len(data))
-        return RegionEntry(number, key, len(data), data_digest(data))
+        return RegionEntry(index.number, key, len(data), data_digest(data), sum(pack.live for pack in index.packs))
 
     def _commit(self, regions: list[RegionEntry]) -> Manifest:
         """PUT the manifest, on condition that there is none; an answer that was lost is looked up."""
         self._check_fence()
         session = self._session
+        stored = sum(entry.stored_chunks for entry in regions)
         manifest = Manifest(
             snapshot=session.of.snapshot, volume=session.of.volume, lineage=session.of.lineage, node=session.of.node,
+            parent=self._parent.id if self._parent is not None else None,
             created=session.created, committed=catalog.now(), size_bytes=session.size_bytes,
             logical_block_size=session.logical_block_size, regions=tuple(regions),
-            stored_chunks=self._packs.get(Header.STORED_CHUNKS), zero_chunks=self._packs.get(Header.ZERO_CHUNKS),
-            stored_bytes=self._packs.get(Header.STORED_BYTES), uploaded_bytes=self._packs.get(Header.UPLOADED_BYTES),
+            stored_chunks=stored, zero_chunks=chunks_of(session.size_bytes) - stored, stored_bytes=stored * CHUNK_BYTES,
+            uploaded_bytes=self._packs.get(Header.UPLOADED_BYTES),
             requests=self._packs.get(Header.REQUESTS) + 1, statistics=self._statistics(),
             group=session.group,
         )  # fmt: skip
@@ -219,7 +251,7 @@ class Sender:
 
     def _heartbeat(self) -> None:
         """Renew pending.json; learn of a deletion. The outermost loop of its thread."""
-        begun = catalog.now()
+        begun = self._session.created  # before anything was stored, whenever this sender was started
         while not self._ended.wait(HEARTBEAT_SECONDS):
             try:
                 catalog.write_pending(self._store, self._session.of, begun)
@@ -248,7 +280,8 @@ def session_of(spec: specs.Send) -> Session:
     """The session that a `send` job describes."""
     volume = spec.volume
     named = records.Named(spec.snapshot.id, spec.snapshot.name)
-    of = catalog.Beginning(named, records.Named(volume.id, volume.name), spec.lineage, spec.node, spec.group)
+    parent = spec.parent.id if spec.parent is not None else None
+    of = catalog.Beginning(named, records.Named(volume.id, volume.name), spec.lineage, spec.node, spec.group, parent)
     return Session(of, spec.snapshot.created, volume.size_bytes, volume.logical_block_size, spec.group)
 
 

@@ -28,8 +28,9 @@ class Stores:
     """Open stores, by their settings; a changed repositories.toml or credentials file makes a new one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _open; nothing is asked of a store with it held
+        self._lock = threading.Lock()  # guards _open and _checked; nothing is asked of a store with it held
         self._open: dict[tuple[Repository, int], ObjectStore] = {}
+        self._checked: set[ObjectStore] = set()
 
     def get(self, repository: Repository) -> ObjectStore:
         """Raises InvalidArgument, AccessDenied."""
@@ -39,9 +40,20 @@ class Stores:
             if store is None:
                 store = open_store(repository, BRIEF, _OPTIONS)
                 while len(self._open) >= _KEPT:
-                    self._open.pop(next(iter(self._open))).close()
+                    dropped = self._open.pop(next(iter(self._open)))
+                    self._checked.discard(dropped)
+                    dropped.close()
                 self._open[key] = store
             return store
+
+    def make_repository(self, store: ObjectStore) -> None:
+        """Make sure, once, that the store's prefix is a repository; a new prefix becomes one. Raises Unsupported."""
+        with self._lock:
+            is_checked = store in self._checked
+        if not is_checked:
+            catalog.open_repository(store)
+            with self._lock:
+                self._checked.add(store)
 
 
 def _changed(path: str | None) -> int:
@@ -52,18 +64,20 @@ def _changed(path: str | None) -> int:
 
 
 def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
-    """specs.Begin -> {conditional_put, warning}; with AlreadyExists perhaps {manifest}"""
+    """specs.Begin -> {conditional_put, warning, parent: {id, created, size_bytes} or None}; with AlreadyExists perhaps
+    {manifest}"""
     session = specs.parse(spec, specs.Begin)
-    catalog.open_repository(store)
     conditions = honours_conditions(repository, store)
     of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
-    catalog.begin(store, of, result, repository.name)
-    result.update(conditional_put=conditions, warning=catalog.warning(conditions))
+    found = catalog.begin(store, of, session.parents, result, repository.name, conditions=conditions)
+    parent = None
+    if found is not None:
+        parent = {"id": found.snapshot.id, "created": found.created, "size_bytes": found.size_bytes}
+    result.update(conditional_put=conditions, warning=catalog.warning(conditions), parent=parent)
 
 
 def check(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
     """-> {conditional_put, warning}: whether the repository can be written to. A new prefix becomes a repository."""
-    catalog.open_repository(store)
     conditions = honours_conditions(repository, store)
     result.update(conditional_put=conditions, warning=catalog.warning(conditions))
 
@@ -99,10 +113,14 @@ JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] 
     "show": show,
     "delete": delete,
 }
+_MAKING: Final = ("begin", "check")
 
 
 def run(stores: Stores, state: Path, kind: str, spec: Spec, result: Result) -> None:
     """Fill in the result of a small job. Raises every StillframeError."""
     name = specs.parse(spec, specs.OfRepository).repository
     repository = settings.repository(state, name)
-    JOBS[kind](repository, stores.get(repository), spec, result)
+    store = stores.get(repository)
+    if kind in _MAKING:
+        stores.make_repository(store)
+    JOBS[kind](repository, store, spec, result)

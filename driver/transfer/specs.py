@@ -56,8 +56,15 @@ class Delete(msgspec.Struct, frozen=True):
     only_writer: bool = False
 
 
+class Ancestor(msgspec.Struct, frozen=True):
+    """A snapshot that a session may build on, and the time of its cut, by which it is known for sure."""
+
+    id: Id
+    created: Time
+
+
 class Begin(msgspec.Struct, frozen=True):
-    """A session that is about to cut its volume."""
+    """A session that is about to cut its volume. The first of `parents` that can be is its parent."""
 
     repository: Text
     snapshot: Named
@@ -65,6 +72,7 @@ class Begin(msgspec.Struct, frozen=True):
     lineage: Id
     node: Text
     group: Text | None = None
+    parents: Annotated[tuple[Ancestor, ...], Meta(max_length=4)] = ()
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -85,7 +93,9 @@ class Volume(msgspec.Struct, frozen=True):
 
 
 class Send(msgspec.Struct, frozen=True):
-    """A session to upload. A rate of 0 is no limit; the file at `statistics_path`, if any, goes into the manifest."""
+    """A session to upload. A rate of 0 is no limit; the file at `statistics_path`, if any, goes into the manifest. What the
+    session does not send is the `parent`'s. `pending_chunks` is how many chunks it has to read, for the progress. Whether
+    the store honours conditional PUTs is found out if it is not told."""
 
     repository: Text
     snapshot: Cut
@@ -95,6 +105,9 @@ class Send(msgspec.Struct, frozen=True):
     upload_rate_bytes: Annotated[int, Meta(ge=0)] = 0
     statistics_path: str | None = None
     group: Text | None = None
+    parent: Ancestor | None = None
+    pending_chunks: Annotated[int, Meta(ge=0)] = 0
+    conditional_put: bool | None = None
 
 
 class Clone(msgspec.Struct, frozen=True):

@@ -3,7 +3,9 @@
     0          header: "SFSPOOL1", u64 chunks of the volume
     4 KiB      one byte a region: 1 if all of it is zero
     64 KiB     packs, 32 bytes each: 16 bytes UUID, u32 size, 12 bytes zero; a record of zeros is the end
-    256 MiB    chunks, 32 bytes each, as in a region index, `pack` counting the packs above; codec 0: never written
+    256 MiB    chunks, 32 bytes each, as in a region index, `pack` counting the packs above; codec 0: never written,
+               SAME: as in the parent
+    16 GiB     1 MiB a region: u64 length of the parent's index object, at 4 KiB the object; 0: not fetched
 
 Writing an entry again is harmless: the later one counts. Not synced: the session dies with the node anyway.
 """
@@ -15,12 +17,12 @@ import os
 import struct
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from driver.core.errors import DeviceError, Internal, OutOfSpace, StillframeError
-from driver.core.sizes import CHUNKS_PER_REGION, MIB
-from driver.transfer.region import CHUNK, ZERO_CHUNK, Chunk, Codec, RegionIndex, build
+from driver.core.sizes import CHUNKS_PER_REGION, GIB, MIB
+from driver.transfer.region import BYTES_MAX, CHUNK, ZERO_CHUNK, Chunk, Codec
 
 _HEADER: Final = struct.Struct("<8sQ")
 _MAGIC: Final = b"SFSPOOL1"
@@ -29,7 +31,16 @@ _PACKS_AT: Final = 64 * 1024
 _CHUNKS_AT: Final = 256 * MIB
 _PACK: Final = struct.Struct("<16sI12x")
 _PACKS_MAX: Final = (_CHUNKS_AT - _PACKS_AT) // _PACK.size
+_PARENTS_AT: Final = 16 * GIB
+_PARENT_BYTES: Final = MIB
+_PARENT_OBJECT: Final = 4096
+_LENGTH: Final = struct.Struct("<Q")
 _ZERO: Final = CHUNK.pack(*ZERO_CHUNK)
+NEVER: Final = 0
+"""Codec of a chunk that was never written."""
+SAME: Final = 255
+"""Codec of a chunk that is stored already: as in the parent."""
+_SAME: Final = CHUNK.pack(SAME, 0, 0, 0, bytes(16))
 
 
 class Counts(NamedTuple):
@@ -37,6 +48,7 @@ class Counts(NamedTuple):
 
     stored: int
     zero: int
+    same: int
 
 
 class Spool:
@@ -96,47 +108,77 @@ class Spool:
                 self._write(_ZERO * (stop - first), _CHUNKS_AT + first * CHUNK.size)
                 first = stop
 
-    def region(self, number: int, lineage: uuid.UUID) -> RegionIndex | None:
-        """The index of a region whose every chunk was put; None if all are zero. Raises Internal for a missing one."""
-        if os.pread(self._fd, 1, _REGIONS_AT + number) == b"\x01":
-            return None
+    def put_same(self, chunk: int) -> None:
+        """A chunk that the parent has."""
+        self._check(chunk, 1)
+        self._write(_SAME, _CHUNKS_AT + chunk * CHUNK.size)
+
+    def is_zero(self, number: int) -> bool:
+        """Whether the whole of a region was put as zero."""
+        return os.pread(self._fd, 1, _REGIONS_AT + number) == b"\x01"
+
+    def is_touched(self, number: int) -> bool:
+        """Whether anything of a region was put."""
         first = number * CHUNKS_PER_REGION
-        count = min(CHUNKS_PER_REGION, self._chunks - first)
-        data = self._entries(first, count)
-        codecs = data[:: CHUNK.size]
-        lost = codecs.find(0)
-        if lost >= 0:
-            raise Internal(f"chunk {first + lost} was never sent")
-        if codecs.count(Codec.ZERO) == count:
-            return None
-        chunks = [Chunk._make(fields) for fields in CHUNK.iter_unpack(data)]
-        return build(number, lineage, chunks, self._sizes({chunk.pack for chunk in chunks}))
+        return self.is_zero(number) or self._has_data(_CHUNKS_AT + first * CHUNK.size, self._count(number) * CHUNK.size)
 
-    def counts(self) -> Counts:
-        """What was put so far; reads the whole file."""
-        stored = zero = 0
-        marks = os.pread(self._fd, self.regions, _REGIONS_AT).ljust(self.regions, b"\0")
-        for number, mark in enumerate(marks):
-            first = number * CHUNKS_PER_REGION
-            count = min(CHUNKS_PER_REGION, self._chunks - first)
-            if mark:
-                zero += count
-                continue
-            codecs = self._entries(first, count)[:: CHUNK.size]
-            zero += codecs.count(Codec.ZERO)
-            stored += len(codecs) - codecs.count(Codec.ZERO) - codecs.count(0)
-        return Counts(stored, zero)
+    def chunks(self, number: int) -> list[Chunk]:
+        """What was put of a region that is not wholly zero; NEVER and SAME are codecs here."""
+        data = self._entries(number * CHUNKS_PER_REGION, self._count(number))
+        return [Chunk._make(fields) for fields in CHUNK.iter_unpack(data)]
 
-    def _entries(self, first: int, count: int) -> bytes:
-        data = os.pread(self._fd, count * CHUNK.size, _CHUNKS_AT + first * CHUNK.size)
-        return data.ljust(count * CHUNK.size, b"\0")
-
-    def _sizes(self, packs: Iterable[int]) -> dict[int, tuple[uuid.UUID, int]]:
+    def sizes(self, packs: Iterable[int]) -> Mapping[int, tuple[uuid.UUID, int]]:
+        """Name and size in bytes of packs, by the numbers that chunks refer to them by."""
         found = {}
         for pack in packs:
             name, size = _PACK.unpack(os.pread(self._fd, _PACK.size, _PACKS_AT + pack * _PACK.size).ljust(32, b"\0"))
             found[pack] = (uuid.UUID(bytes=name), size)
         return found
+
+    def counts(self) -> Counts:
+        """What was put so far; reads all of it."""
+        stored = zero = same = 0
+        for number in range(self.regions):
+            if self.is_zero(number):
+                zero += self._count(number)
+            elif self.is_touched(number):
+                codecs = self._entries(number * CHUNKS_PER_REGION, self._count(number))[:: CHUNK.size]
+                zero += codecs.count(Codec.ZERO)
+                same += codecs.count(SAME)
+                stored += codecs.count(Codec.RAW) + codecs.count(Codec.ZSTD)
+        return Counts(stored, zero, same)
+
+    def put_parent(self, number: int, data: bytes) -> None:
+        """Keep the parent's index object of a region."""
+        at = _PARENTS_AT + number * _PARENT_BYTES
+        self._write(data, at + _PARENT_OBJECT)
+        self._write(_LENGTH.pack(len(data)), at)
+
+    def parent(self, number: int) -> bytes | None:
+        """The parent's index object of a region, if it was kept."""
+        at = _PARENTS_AT + number * _PARENT_BYTES
+        (length,) = _LENGTH.unpack(os.pread(self._fd, _LENGTH.size, at).ljust(_LENGTH.size, b"\0"))
+        return os.pread(self._fd, length, at + _PARENT_OBJECT) if length else None
+
+    def parent_bytes(self, number: int, offset: int, length: int) -> bytes:
+        """`length` bytes at `offset` of an index object that was kept."""
+        return os.pread(self._fd, length, _PARENTS_AT + number * _PARENT_BYTES + _PARENT_OBJECT + offset)
+
+    def _count(self, number: int) -> int:
+        """How many chunks a region has."""
+        return min(CHUNKS_PER_REGION, self._chunks - number * CHUNKS_PER_REGION)
+
+    def _has_data(self, offset: int, length: int) -> bool:
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA) < offset + length
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise _spool_error(error) from error
+            return False
+
+    def _entries(self, first: int, count: int) -> bytes:
+        data = os.pread(self._fd, count * CHUNK.size, _CHUNKS_AT + first * CHUNK.size)
+        return data.ljust(count * CHUNK.size, b"\0")
 
     def _check(self, first: int, count: int) -> None:
         if first < 0 or count < 1 or first + count > self._chunks:
@@ -157,3 +199,6 @@ def _spool_error(error: OSError) -> StillframeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutOfSpace(message, "make room on the file system of the state folder")
     return DeviceError(message, "look at the disk of the state folder")
+
+
+assert _CHUNKS_AT + (1 << 28) * CHUNK.size <= _PARENTS_AT and _PARENT_OBJECT + BYTES_MAX <= _PARENT_BYTES

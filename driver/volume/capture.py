@@ -2,7 +2,7 @@
 
 `before_write` runs in the thread that does the write, between its admission and the write itself:
 
-1. no session, or the chunk is sealed, or its units are captured: nothing to do, and no lock was taken;
+1. no session, or the parent has the chunk, or it is sealed, or its units are captured: nothing to do, and no lock was taken;
 2. else slots are reserved (no lock is held: a seal may be what frees some), the chunk is locked, and if it is still
    pending, each unit not yet captured is read into a slot and published. A unit covered in part is captured whole.
 
@@ -49,6 +49,8 @@ _FAILED: Final = Word.FAILED.value
 _USED: Final = Word.USED.value
 _MEMORY_LIMIT: Final = Word.MEMORY_LIMIT.value
 _SESSION_BYTES: Final = Word.SESSION_BYTES.value
+_PARENT_CHUNKS: Final = Word.PARENT_CHUNKS.value
+_LAST_SESSION: Final = Word.LAST_SESSION.value
 _PREIMAGES: Final = SlotWord.PREIMAGES.value
 _CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
 _UNIT_SHIFT: Final = UNIT_BYTES.bit_length() - 1
@@ -94,8 +96,13 @@ class Capture:
         shared = self._shared
         regions = shared.regions
         chunks = shared.chunks
-        end = min(offset + length, shared.words[_SESSION_BYTES])
+        words = shared.words
+        end = min(offset + length, words[_SESSION_BYTES])
+        parent_chunks = words[_PARENT_CHUNKS]
+        written = shared.dirty[~words[_LAST_SESSION] & 1]
         for chunk in range(offset >> _CHUNK_SHIFT, ((end - 1) >> _CHUNK_SHIFT) + 1):
+            if chunk < parent_chunks and not written[chunk]:
+                continue
             if chunks[chunk] == SEALED or regions[chunk >> _REGION_SHIFT]:
                 continue
             start = chunk << _CHUNK_SHIFT

@@ -4,6 +4,7 @@ One sparse memfd a volume, of one size for every volume (16 TiB, the largest bud
 
     header    one page of u64 words, `Word`
     slots     128 request slots of one head page + 256 KiB of data
+    dirty     two maps of a byte a chunk: 1 once it was written (`changes`); kept when a session ends
     regions   a byte a region: 1 once all its chunks are sealed (their words are released then)
     chunks    a u32 a chunk: 0 untouched, SEALED, else 1 + the pre-image slot that was published last
     owners    a byte a pre-image slot: 0 free, PUBLISHED, else 1 + the request slot that reserved it
@@ -36,7 +37,7 @@ from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
 from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
-VERSION: Final = 4
+VERSION: Final = 5
 
 SLOTS_MAX: Final = 128
 SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
@@ -52,13 +53,14 @@ PREIMAGES: Final = FIRST_ZERO + ZERO_MARKS
 
 _PIECE: Final = 4 << 20
 
-_CHUNKS_MAX: Final = 16 * TIB // CHUNK_BYTES
+CHUNKS_MAX: Final = 16 * TIB // CHUNK_BYTES
 _REGIONS_MAX: Final = 16 * TIB // REGION_BYTES
 
 SLOTS_AT: Final = PAGE
-REGIONS_AT: Final = SLOTS_AT + SLOTS_MAX * SLOT_BYTES
+DIRTY_AT: Final = SLOTS_AT + SLOTS_MAX * SLOT_BYTES
+REGIONS_AT: Final = DIRTY_AT + 2 * CHUNKS_MAX
 CHUNKS_AT: Final = REGIONS_AT + _REGIONS_MAX
-OWNERS_AT: Final = CHUNKS_AT + 4 * _CHUNKS_MAX
+OWNERS_AT: Final = CHUNKS_AT + 4 * CHUNKS_MAX
 NOTES_AT: Final = -(-(OWNERS_AT + PREIMAGES) // PAGE) * PAGE
 PAGES_AT: Final = NOTES_AT + 16 * PREIMAGES
 MEMORY_BYTES: Final = PAGES_AT + MEMORY_PREIMAGES * UNIT_BYTES
@@ -88,7 +90,7 @@ class Word(enum.IntEnum):
     SIZE_BYTES = 1
     GATE = 2  # 1: no write may begin
     SESSION = 3  # 0: none; else the number of the session that runs. The store that cuts
-    LAST_SESSION = 4
+    LAST_SESSION = 4  # its lowest bit says which dirty map is the current one
     FAILED = 5  # `Failure` of the running session; 0: none
     ON_FULL = 6  # `OnFull`
     MEMORY_LIMIT = 7  # pre-image slots in memory that the budget allows; it may change while the session runs
@@ -106,6 +108,9 @@ class Word(enum.IntEnum):
     SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first
     SPILL_READY = 21  # units of the spill file whose blocks are allocated
     MEMORY_TOP = 22  # slots in memory at and behind it are free and without pages; at least MEMORY_LIMIT
+    PARENT_CHUNKS = 23  # of chunks before it, the session reads only those that the frozen dirty map names
+    BASE_KNOWN = 24  # 1: the dirty maps hold every write since the volume's base
+    PENDING_CHUNKS = 25  # how many chunks the session has to read
 
 
 class Failure(enum.IntEnum):
@@ -154,6 +159,7 @@ class Shared:
         self.map = mmap.mmap(fd, MEMORY_BYTES)
         self.bytes = memoryview(self.map)
         self.words = self.bytes[:PAGE].cast("Q")
+        self.dirty = tuple(self.bytes[at : at + CHUNKS_MAX] for at in (DIRTY_AT, DIRTY_AT + CHUNKS_MAX))
         self.regions = self.bytes[REGIONS_AT:CHUNKS_AT]
         self.chunks = self.bytes[CHUNKS_AT:OWNERS_AT].cast("I")
         self.owners = self.bytes[OWNERS_AT : OWNERS_AT + PREIMAGES]
@@ -171,7 +177,10 @@ class Shared:
         return self.bytes[start : start + PAGE].cast("Q")
 
     def is_sealed(self, chunk: int) -> bool:
-        """Whether writes to the chunk need no capture any more. Certain only under the chunk's lock if False."""
+        """Whether writes to the chunk need no capture, or no more. Certain only under the chunk's lock if False."""
+        words = self.words
+        if chunk < words[Word.PARENT_CHUNKS] and not self.dirty[~words[Word.LAST_SESSION] & 1][chunk]:
+            return True
         return bool(self.regions[chunk // CHUNKS_PER_REGION]) or self.chunks[chunk] == SEALED
 
     def page(self, preimage: int, count: int = 1) -> memoryview:
@@ -215,7 +224,7 @@ class Shared:
         punch(self.fd, PAGES_AT + preimage * UNIT_BYTES, count * UNIT_BYTES)
 
     def close(self) -> None:
-        for view in (self.words, self.regions, self.chunks, self.owners, self.notes, self.pages, self.bytes):
+        for view in (self.words, *self.dirty, self.regions, self.chunks, self.owners, self.notes, self.pages, self.bytes):
             view.release()
         self.map.close()
 
@@ -248,5 +257,5 @@ def punch(fd: int, offset: int, length: int) -> None:
     fallocate(fd, 0x03, offset, length)  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, linux/falloc.h
 
 
-assert REGIONS_AT % PAGE == 0 and CHUNKS_AT % PAGE == 0 and OWNERS_AT % PAGE == 0
+assert DIRTY_AT % PAGE == 0 and REGIONS_AT % PAGE == 0 and CHUNKS_AT % PAGE == 0 and OWNERS_AT % PAGE == 0
 assert SLOTS_MAX < PUBLISHED and PREIMAGES < SEALED - 1

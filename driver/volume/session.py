@@ -14,17 +14,19 @@ from dataclasses import dataclass
 
 from driver.core.errors import FailedPrecondition
 from driver.host.locks import RecordLocks
-from driver.volume import gate
+from driver.volume import changes, gate
 from driver.volume.layout import LOCK_PREIMAGES, LOCK_SESSION, LOCK_SLOTS, SLOTS_MAX, Failure, OnFull, Shared, Word
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a session may hold, in pre-image slots of 4 KiB: in memory and in the spill file."""
+    """What a session may hold, in pre-image slots of 4 KiB: in memory and in the spill file. `parent_chunks` is how many
+    chunks its parent has, if that is the volume's base: of those, only what was written since is read."""
 
     memory: int
     spill: int
     on_full: OnFull
+    parent_chunks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def begin(parts: Sequence[Part], deadline_seconds: float) -> float:
         for part in parts:
             words = part.shared.words
             words[Word.SESSION_BYTES] = words[Word.SIZE_BYTES]
-            words[Word.LAST_SESSION] += 1
+            words[Word.LAST_SESSION] += 1  # the dirty map of before the cut is frozen
             words[Word.SESSION] = words[Word.LAST_SESSION]
         return now
 
@@ -56,13 +58,18 @@ def begin(parts: Sequence[Part], deadline_seconds: float) -> float:
             raise FailedPrecondition("another session of this volume runs")
         for part, lock in zip(parts, locks, strict=True):
             _prepare(part, lock)
-        return _stopped(parts, locks, deadline_seconds, flip)
+        cut = _stopped(parts, locks, deadline_seconds, flip)
+        for part in parts:
+            part.shared.words[Word.PENDING_CHUNKS] = changes.count_pending(part.shared)
+        return cut
 
 
 def _prepare(part: Part, locks: RecordLocks) -> None:
     shared = part.shared
     limits = part.limits
     shared.clear_session()
+    changes.keep(shared)
+    shared.words[Word.PARENT_CHUNKS] = limits.parent_chunks if shared.words[Word.BASE_KNOWN] else 0
     shared.set_session_id(part.session)
     shared.words[Word.FAILED] = Failure.NONE
     shared.words[Word.FAILED_ERRNO] = 0
@@ -76,9 +83,11 @@ def _prepare(part: Part, locks: RecordLocks) -> None:
         shared.words[word] = 0
 
 
-def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None]) -> None:
+def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None], *, is_base: bool = False) -> None:
     """End this session of this volume, after a drain: nobody may still read into a slot. Memory is given back.
 
+    With `is_base` its snapshot is the volume's base from now on, as the volume's record says already; else what was written
+    before its cut is still to be saved.
     Nothing happens if it has ended. Its sweeper is dead. Raises FailedPrecondition after the deadline; it may be tried
     again. `spill_is_free` is called when nobody uses the spill file any more, and no other session can have begun to.
     """
@@ -92,6 +101,10 @@ def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None]) 
             return
         _stopped([part], locks, deadline_seconds, flip)
         part.shared.clear_session()
+        if is_base:
+            changes.forget(part.shared)
+        else:
+            changes.keep(part.shared)
         part.shared.words[Word.USED] = 0
         part.shared.words[Word.SPILL_USED] = 0
         spill_is_free()

@@ -1,4 +1,4 @@
-"""The sweeper: visits every chunk of a session's volume, fixes its bytes as of the cut, and hands them to the sender.
+"""The sweeper: visits the chunks that a session's parent lacks, fixes their bytes as of the cut, hands them to the sender.
 
 A chunk is read without a lock, in slices of at most 128 KiB, into its final place in a pack buffer; then, under its lock,
 what was captured of it is laid over, its directory entry is stored, its word becomes SEALED. What the read raced with was
@@ -32,6 +32,7 @@ from driver.transfer.packbuffer import (
     PackBuffers,
     State,
 )
+from driver.volume import changes
 from driver.volume.backing import Backing
 from driver.volume.layout import (
     FIRST_SPILL,
@@ -103,9 +104,10 @@ class Sweeper:
         if first is None:
             return False
         region_end = min((first // CHUNKS_PER_REGION + 1) * CHUNKS_PER_REGION, self._chunks)
-        if not self._seal_hole(first, region_end):
+        run_end = changes.pending_end(self._shared, first, region_end)
+        if not self._seal_hole(first, run_end):
             count = 1
-            while count < SLICE_CHUNKS and first + count < region_end and not self._shared.is_sealed(first + count):
+            while count < SLICE_CHUNKS and first + count < run_end and not self._shared.is_sealed(first + count):
                 count += 1
             self._seal_slice(first, count)
         return True
@@ -114,7 +116,9 @@ class Sweeper:
         """Hand over the last buffer and say that the sweep is done."""
         if self._pack is not None:
             self._hand_over()
-        self._shared.words[Word.SWEPT_CHUNKS] = self._chunks
+        pending = self._shared.words[Word.PENDING_CHUNKS]
+        self._shared.words[Word.SWEPT_CHUNKS] = pending
+        self._packs.set(Header.SWEPT_CHUNKS, pending)
         self._packs.set(Header.SWEEP_DONE, 1)
 
     def _check(self) -> None:
@@ -123,7 +127,7 @@ class Sweeper:
             raise SessionFailed
 
     def _next_pending(self) -> int | None:
-        """The first chunk from the cursor on that is not sealed; finished regions are released on the way."""
+        """The first chunk from the cursor on that is to be sealed; finished regions are released on the way."""
         shared = self._shared
         while self._cursor < self._chunks:
             region = self._cursor // CHUNKS_PER_REGION
@@ -132,9 +136,9 @@ class Sweeper:
                 self._cursor = end
                 continue
             chunks = shared.chunks
-            chunk = self._cursor
+            chunk = changes.next_pending(shared, self._cursor, end)
             while chunk < end and chunks[chunk] == SEALED:
-                chunk += 1
+                chunk = changes.next_pending(shared, chunk + 1, end)
             self._cursor = chunk
             if chunk < end:
                 return chunk

@@ -1,6 +1,6 @@
 """What a write goes through between its receipt and its answer: admission, capture, the write itself, its result.
 
-    ADMITTED = 1, look at the gate -> capture if a session runs -> write -> RESULT = DONE | errno -> ADMITTED = 0
+    ADMITTED = 1, look at the gate -> capture if a session runs -> dirty -> write -> RESULT = DONE | errno -> ADMITTED = 0
 
 Discards and zeroings destroy pre-images as writes do and go the same way, but never wait for room in the buffer. A request
 that has its RESULT already is not done again. One object a request slot, used by the slot's thread.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from driver.core.sizes import CHUNK_BYTES
 from driver.fuse.protocol import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
@@ -26,7 +27,9 @@ _ADMITTED: Final = SlotWord.ADMITTED.value
 _RESULT: Final = SlotWord.RESULT.value
 _GATE: Final = Word.GATE.value
 _SESSION: Final = Word.SESSION.value
+_LAST_SESSION: Final = Word.LAST_SESSION.value
 _ERRNO: Final = 0xFFFF
+_CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
 
 
 class WritePath:
@@ -38,6 +41,7 @@ class WritePath:
         self._shared = shared
         self._header = shared.words
         self._words = slot_words
+        self._dirty = shared.dirty
         self._backing = backing
         self._locks = locks
         self._capture = Capture(shared, number, slot_words, backing, locks, spill)
@@ -56,6 +60,11 @@ class WritePath:
         try:
             if header[_SESSION]:
                 self._capture.before_write(offset, len(data), may_wait=may_wait)
+            first, last = offset >> _CHUNK_SHIFT, (offset + len(data) - 1) >> _CHUNK_SHIFT
+            dirty = self._dirty[header[_LAST_SESSION] & 1]
+            dirty[first] = 1
+            if last != first:
+                dirty[first : last + 1] = b"\x01" * (last + 1 - first)
             self._backing.write(data, offset)
         except OSError as error:
             number = error.errno or errno.EIO
@@ -82,6 +91,8 @@ class WritePath:
         try:
             if self._header[_SESSION]:
                 self._capture.before_write(offset, length)
+            first, last = offset >> _CHUNK_SHIFT, (offset + length - 1) >> _CHUNK_SHIFT
+            self._dirty[self._header[_LAST_SESSION] & 1][first : last + 1] = b"\x01" * (last + 1 - first)
             punch = wanted == FALLOC_FL_PUNCH_HOLE and bool(self._header[Word.THIN])
             self._backing.zero(offset, length, punch=punch)
         except OSError as error:

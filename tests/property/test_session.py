@@ -17,7 +17,7 @@ from driver.core.ids import new_id
 from driver.core.sizes import CHUNK_BYTES, UNIT_BYTES
 from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State, memory_bytes
-from driver.volume import preimages, session
+from driver.volume import changes, preimages, session
 from driver.volume.capture import Parked
 from driver.volume.layout import FREE, PUBLISHED, OnFull, Shared, SlotWord, Word, create_memory
 from driver.volume.pace import Pace
@@ -79,18 +79,28 @@ class MemoryBacking:
 class Run:
     """One run: writers on ranges of their own (so that the oracle knows what each byte must be), sweeper, sender."""
 
-    def __init__(self, seed: int, limit: int, spill: int, on_full: OnFull) -> None:
+    def __init__(self, seed: int, limit: int, spill: int, on_full: OnFull, *, parent: bool = False) -> None:
         self.scheduler = Scheduler(seed)
         self.random = random.Random(seed + 1)
         content = bytearray(self.random.randbytes(SIZE))
         for chunk in range(CHUNKS):
             if self.random.random() < 0.3:
                 content[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES] = bytes(CHUNK_BYTES)
+        self.at_parent = bytes(content)
+        parent_chunks = self.random.randrange(CHUNKS + 1) if parent else 0
+        written = [chunk for chunk in range(CHUNKS) if parent and self.random.random() < 0.5]
+        for chunk in written:
+            if self.random.random() < 0.8:  # else the same bytes again
+                content[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES] = self.random.randbytes(CHUNK_BYTES)
+        self.pending = {chunk for chunk in range(CHUNKS) if chunk in written or chunk >= parent_chunks}
         self.at_cut = bytes(content)
         self.now = content[:]
         self.backing = MemoryBacking(self.scheduler, bytes(content))
         self.fd = create_memory(SIZE, True, SLOTS)
         self.shared = Shared(self.fd)
+        self.shared.words[Word.BASE_KNOWN] = parent
+        for chunk in written:
+            self.shared.dirty[0][chunk] = 1
         self.packs_fd = os.memfd_create("packs")
         os.ftruncate(self.packs_fd, memory_bytes(2))
         self.packs = PackBuffers(self.packs_fd)
@@ -100,8 +110,21 @@ class Run:
         self.limit = limit
         self.deaths = 0
         with mock.patch.object(session, "RecordLocks"):  # nobody else runs yet
-            limits = session.Limits(limit, spill, on_full)
-            session.begin([session.Part(self.shared, new_id(), limits)], 1.0)
+            limits = session.Limits(limit, spill, on_full, parent_chunks)
+            self.part = session.Part(self.shared, new_id(), limits)
+            session.begin([self.part], 1.0)
+
+    def end(self, *, is_base: bool) -> None:
+        with mock.patch.object(session, "RecordLocks"):  # nobody else runs any more
+            session.end(self.part, 1.0, lambda: None, is_base=is_base)
+
+    def differs(self, before: bytes) -> set[int]:
+        """The chunks that are not now what they were in `before`."""
+        return {
+            chunk for chunk in range(CHUNKS)
+            if self.now[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
+            != before[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
+        }  # fmt: skip
 
     def close(self) -> None:
         self.scheduler.stop()
@@ -322,5 +345,31 @@ def test_a_unit_is_captured_once(seed: int) -> None:
                 run.scheduler.add(f"wide {number}", lambda number=number: run.wide_writer(number, 8))  # type: ignore[misc]
             finish(run, 0.0)
         assert len(published) == len(set(published))
+    finally:
+        run.close()
+
+
+@PROPERTY
+@given(SEEDS, st.sampled_from((0.0, 0.05)), st.booleans())
+def test_a_session_reads_what_its_parent_lacks_and_no_write_is_forgotten(seed: int, kill: float, is_base: bool) -> None:
+    """Sealed are the chunks written since the parent, with their bytes at the cut; what the parent has is what it was. And
+    afterwards every chunk that is not as it was in the base is known as written, whether the session committed or not."""
+    run = Run(seed, limit=CHUNKS * 16, spill=0, on_full=OnFull.FAIL, parent=True)
+    try:
+        for number in range(WRITERS):
+            run.writer(number, 12)
+        run.scheduler.add("discarder", run.discarder)
+        run.scheduler.add("wide writer", lambda: run.wide_writer(WIDE_1, 6))
+        finish(run, kill)
+        assert not run.shared.words[Word.FAILED]
+        assert set(run.sealed) == run.pending
+        assert run.packs.get(Header.SWEPT_CHUNKS) == len(run.pending)
+        for chunk in range(CHUNKS):
+            place = slice(chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES)
+            assert run.sealed.get(chunk, run.at_parent[place]) == run.at_cut[place], f"chunk {chunk}"
+        run.end(is_base=is_base)
+        written = {chunk for chunk in range(CHUNKS) if run.shared.dirty[changes.current(run.shared)][chunk]}
+        assert written >= run.differs(run.at_cut if is_base else run.at_parent)
+        assert not any(run.shared.dirty[changes.frozen(run.shared)][:CHUNKS])
     finally:
         run.close()

@@ -30,6 +30,7 @@ class Feed:
         self.stop = threading.Event()
         self._pack: int | None = None
         self._place = 0
+        self._fed = 0
 
     def start(self) -> threading.Thread:
         """Run in a thread of its own: buffers come back only while a sender runs."""
@@ -62,14 +63,17 @@ class Feed:
         self.packs.data(pack, self._place)[:] = data
         self.packs.append(pack, Entry(Kind.DATA, chunk, 1))
         self._place += 1
+        self._fed += 1
         if self._place == CHUNKS_PER_PACK:
             self.hand_over()
 
     def zero(self, first: int, count: int) -> None:
         self.packs.append(self._room(), Entry(Kind.ZERO, first, count))
+        self._fed += count
 
     def finish(self) -> None:
         self.hand_over()
+        self.packs.set(Header.SWEPT_CHUNKS, self._fed)
         self.packs.set(Header.SWEEP_DONE, 1)
 
     def hand_over(self) -> None:
