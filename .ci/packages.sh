@@ -8,6 +8,8 @@ declare -A package=(
 )
 if [ "${1:-}" = bench ]; then
     package[qemu-storage-daemon]=qemu-system-common
+    package[restic]=restic
+    package[borg]=borgbackup
     package[gcc]=gcc
     [ -e /usr/include/stdio.h ] || package[stdio.h]=libc6-dev
 fi

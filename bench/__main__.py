@@ -1,4 +1,4 @@
-"""`python -m bench [steady,session,cut,upload,memory,csi,recovery,all] [--rounds N] [--seconds S] [--quick]`."""
+"""`python -m bench [steady,session,cut,upload,memory,csi,recovery,incremental,all] [--rounds N] [--seconds S] [--quick]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 from rich.console import Console
 
-from bench import csi, cut, memory, outage, recovery, session, steady, upload
+from bench import csi, cut, incremental, memory, outage, recovery, session, steady, upload
 from bench.plan import GIB, Plan
 from bench.programs import ProgramFailed, missing
 from bench.report import Results
@@ -30,6 +30,7 @@ BENCHES: Final[Mapping[str, list[Callable[[Plan, Results], None]]]] = {
     "memory": [memory.measure],
     "csi": [csi.measure],
     "recovery": [recovery.measure],
+    "incremental": [incremental.measure],
 }
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _FREE_BYTES: Final = 12 * GIB

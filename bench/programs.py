@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 PACKAGES: Final = {
+    "borg": "borgbackup",
+    "restic": "restic",
     "fio": "fio",
     "gcc": "gcc libc6-dev",
     "losetup": "mount",

@@ -48,6 +48,11 @@ class Store:
             f'region = "us-east-1"\ncredentials = "{credentials}"\ndefault = true\n'
         )
 
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Access key and secret key."""
+        return _ACCESS, _SECRET
+
     def credentials(self) -> str:
         return f"[default]\naws_access_key_id = {_ACCESS}\naws_secret_access_key = {_SECRET}\n"
 

@@ -16,7 +16,9 @@ from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION
 from driver.transfer import records
 from driver.transfer.packbuffer import Header
 from driver.transfer.records import Manifest
+from tests.servers import S3Server, credentials_file
 from tests.transfer.feed import Feed
+from tests.transfer.proxy import Proxy
 from tests.transfer.rig import Rig, Session
 from tests.transfer.test_deaths import sender_of, wait_for
 from tests.transfer.volumes import make_volume, random_volume
@@ -253,3 +255,29 @@ def test_a_sender_that_is_killed_compares_and_shares_as_before(rig: Rig) -> None
     assert rig.restore("folder", second.id, len(again)) == again
     first.close()
     second.close()
+
+
+def test_a_snapshot_takes_few_requests_and_no_listing(rig: Rig, versitygw: S3Server) -> None:
+    """All requests that the store sees, from the announcement to the commit, after the first session of a supervisor."""
+    proxy = Proxy(versitygw.port)
+    rig.add(
+        "s3", url=f"s3://{versitygw.make_bucket()}/p", endpoint=proxy.endpoint, credentials=str(credentials_file(rig.folder))
+    )
+    volume = random_volume(800)
+    first = rig.session("s3", volume)
+    first.send()
+    assert len(proxy.seen) <= 800 * CHUNK_BYTES // (16 << 20) + 1 + 16
+
+    before = first
+    for written, most in (((), 8), ((7,), 8)):
+        volume = changed(volume, written)
+        session = next_session(rig, before, volume, written)
+        session.spec["parents"][0]["created"] = before.spec["snapshot"]["created"]
+        proxy.seen.clear()
+        result = send(session)
+        assert len(proxy.seen) <= most, proxy.seen
+        assert not [path for method, path in proxy.seen if method == "GET" and "list-type" in path]
+        assert result["uploaded_bytes"] < 1 << 20
+        before = session
+    assert rig.restore("s3", before.id, len(volume)) == volume
+    proxy.close()
