@@ -111,7 +111,8 @@ def mount(device: str, target: str, fstype: str, options: Sequence[str] = ()) ->
     try:
         kernel.mount(device, place(target), fstype, flags, data)
     except OSError as error:
-        raise _translated(error, f"the {fstype} on {device} cannot be mounted at {target} with options {data!r}") from error
+        how = "with the options given" if data else "without options"  # which may hold secrets, and errors are logged
+        raise _translated(error, f"the {fstype} on {device} cannot be mounted at {target} {how}") from error
 
 
 def _is_there(device: str, target: str, fstype: str, *, read_only: bool) -> bool:

@@ -30,8 +30,9 @@ _SESSION_GAUGES: Final = {
     "buffer_bytes": ("stillframe_session_buffer_bytes", "Memory in use for pre-images and packs"),
     "budget_bytes": ("stillframe_session_budget_bytes", "Memory that the session may use"),
     "spill_bytes": ("stillframe_session_spill_bytes", "Pre-images in the spill file"),
+    "preimages": ("stillframe_session_preimages", "Units of 4 KiB saved before they were overwritten"),
+    "throttle_seconds": ("stillframe_session_throttled_seconds", "Time that writes were slowed down"),
 }
-_PROGRESS: Final = ("chunks_total", "chunks_sealed", "chunks_stored")
 RUNNING: Final = "uploading"
 
 
@@ -100,6 +101,15 @@ def buckets_of(counts: Sequence[int]) -> tuple[list[tuple[str, float]], float]:
     return buckets, total
 
 
+def chunks_by_state(progress: dict[str, Any] | None) -> dict[str, int]:
+    """How many of a session's chunks are in each state; every chunk is in one."""
+    if not progress:
+        return {}
+    stored = progress["chunks_stored"]
+    sealed = max(progress["chunks_sealed"] - stored, 0)
+    return {"pending": progress["chunks_total"] - stored - sealed, "sealed": sealed, "stored": stored}
+
+
 def _of_sessions(sessions: Sequence[dict[str, Any]]) -> Iterator[Metric]:
     running = [session for session in sessions if session["state"] == RUNNING]
     labels = ["volume", "snapshot"]
@@ -108,8 +118,8 @@ def _of_sessions(sessions: Sequence[dict[str, Any]]) -> Iterator[Metric]:
     requests = GaugeMetricFamily("stillframe_session_requests", "Requests sent to the store", labels=labels)
     for session in running:
         known = [session["volume"]["name"], session["name"]]
-        for key in _PROGRESS if session["progress"] else ():
-            chunks.add_metric([*known, key.removeprefix("chunks_")], session["progress"][key])
+        for state, count in chunks_by_state(session["progress"]).items():
+            chunks.add_metric([*known, state], count)
         uploaded.add_metric(known, session["uploaded_bytes"])
         requests.add_metric(known, session["requests"])
     yield from (chunks, uploaded, requests)
@@ -119,7 +129,7 @@ def _of_sessions(sessions: Sequence[dict[str, Any]]) -> Iterator[Metric]:
             if session["session"]:
                 gauge.add_metric([session["volume"]["name"], session["name"]], session["session"][key])
         yield gauge
-    ended = CounterMetricFamily("stillframe_snapshots", "Snapshots that this node remembers", labels=["state"])
+    ended = GaugeMetricFamily("stillframe_snapshots", "Snapshots that this node remembers", labels=["state"])
     for state in ("committed", "failed", "aborted"):
         ended.add_metric([state], sum(1 for session in sessions if session["state"] == state))
     yield ended

@@ -14,7 +14,7 @@ import grpc
 
 from driver.core.errors import Internal, StillframeError
 from driver.rpc import logs
-from driver.rpc.errors import code_of, text_of
+from driver.rpc.errors import bounded, code_of, text_of
 
 _OURS: Final = "/csi."
 Observe = Callable[[str, str, float], None]
@@ -51,7 +51,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         except StillframeError as error:
             code, text = code_of(error), text_of(error)
         except grpc.RpcError as error:  # what a node answered goes on as it is
-            code, text = error.code(), str(error.details())
+            code, text = error.code(), bounded(str(error.details()))
         except NotImplementedError:
             code, text = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served: the capabilities say so"
         except Exception:  # the outermost frame of a call
@@ -60,6 +60,8 @@ class CallInterceptor(grpc.ServerInterceptor):
             code, text = code_of(defect), text_of(defect)
         seconds = time.perf_counter() - started
         self._observe(method.rpartition("/")[2], code.name, seconds)
+        if answer is not None:
+            logs.bind_answer(answer)
         self._log(request, answer, code, text, seconds)
         if code is not grpc.StatusCode.OK:
             context.abort(code, text)

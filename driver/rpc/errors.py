@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import quote
 
 import grpc
 
 from driver.core import errors
+
+_TEXT_BYTES_MAX: Final = 4096
+"""gRPC sends an error's text percent-encoded in its trailers, and refuses more than 8 KiB of those as RESOURCE_EXHAUSTED."""
 
 CODES: Final[Mapping[type[errors.StillframeError], grpc.StatusCode]] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -39,4 +43,12 @@ def code_of(error: errors.StillframeError) -> grpc.StatusCode:
 
 def text_of(error: errors.StillframeError) -> str:
     """What was wrong, and what to do."""
-    return f"{error.message}; {error.hint}" if error.hint else error.message
+    return bounded(f"{error.message}; {error.hint}" if error.hint else error.message)
+
+
+def bounded(text: str) -> str:
+    """The beginning of a text, as much of it as an error may say."""
+    kept = text[:_TEXT_BYTES_MAX]
+    while len(quote(kept)) > _TEXT_BYTES_MAX:
+        kept = kept[: len(kept) * 3 // 4]
+    return kept if kept == text else f"{kept}…"

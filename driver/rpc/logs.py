@@ -1,6 +1,7 @@
 """One line of JSON for each call, and what may stand in it: no field that the specification marks as a secret. Any thread.
 
-Lines that are logged during a call carry its request id, and the volume and snapshot that it is about.
+Lines that are logged during a call carry its request id, and the volume and snapshot that it is about; those that an answer
+names are in the lines that follow it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from csi import csi_pb2
 
 STRIPPED: Final = "***stripped***"
 _SUBJECTS: Final = ("volume_id", "source_volume_id", "snapshot_id", "group_snapshot_id", "name")
+_MADE: Final = {"volume": ("volume_id",), "snapshot": ("snapshot_id",), "group_snapshot": ("group_snapshot_id",)}
+"""What answers call the things that are made, and of these the fields that tell them."""
 _SENSITIVE: Final = frozenset({"csi.v1.VolumeCapability.MountVolume.mount_flags"})
 """Not marked, but the specification says of it that it may be sensitive."""
 _numbers = itertools.count(1)
@@ -47,8 +50,18 @@ def log() -> Any:
 def bind(method: str, request: Message) -> None:
     """What all lines of this thread carry until the next call."""
     subjects: Mapping[str, Any] = {name: getattr(request, name) for name in _SUBJECTS if getattr(request, name, "")}
+    if sources := list(getattr(request, "source_volume_ids", ())):
+        subjects = {**subjects, "source_volume_ids": sources}
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request=next(_numbers), call=method.rpartition("/")[2], **subjects)
+
+
+def bind_answer(answer: Message) -> None:
+    """Have the lines that follow carry the ids of what the answer names too."""
+    for made, names in _MADE.items():
+        if made in answer.DESCRIPTOR.fields_by_name and answer.HasField(made):
+            subject = getattr(answer, made)
+            structlog.contextvars.bind_contextvars(**{name: getattr(subject, name) for name in names})
 
 
 def strip(message: Message) -> dict[str, Any]:

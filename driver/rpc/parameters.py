@@ -51,7 +51,8 @@ def _number(low: int, high: int) -> Callable[[str, str], int]:
     return parse
 
 
-def _options(key: str, value: str) -> tuple[str, ...]:
+def words(key: str, value: str) -> tuple[str, ...]:
+    """A parameter's words, as a shell would part them. Raises InvalidArgument."""
     try:
         return tuple(shlex.split(value))
     except ValueError as error:
@@ -63,7 +64,7 @@ _VOLUME: Final[_Fields] = {
     "provisioning": ("provisioning", _one_of("thick", "thin")),
     "logicalBlockSize": ("logical_block_size", lambda key, value: int(_one_of("512", "4096")(key, value))),
     "processes": ("processes", _number(1, 8)),
-    "mkfsOptions": ("mkfs_options", _options),
+    "mkfsOptions": ("mkfs_options", words),
 }
 _SNAPSHOT: Final[_Fields] = {
     "repository": ("repository", lambda key, value: check_name("repository", value)),

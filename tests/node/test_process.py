@@ -52,15 +52,20 @@ def test_every_call_is_a_line_and_no_line_has_a_secret(made: Engine) -> None:
             one.stage(volume, flags)
         with pytest.raises(grpc.RpcError):
             one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(secrets={"key": "TOP-SECRET"}))
+        snapshot = one.snapshot(volume, "logged-1")
         text = one.log.read_text()
-        assert "TOP-SECRET" not in text.replace("options 'TOP-SECRET-FLAG", "")
+        assert "TOP-SECRET" not in text
         calls = [line for line in lines(one) if line["event"] == "call"]
-        assert [(line["call"], line["code"]) for line in calls] == [
-            ("CreateVolume", "OK"), ("NodeStageVolume", calls[1]["code"]), ("DeleteVolume", "INVALID_ARGUMENT"),
+        assert [(line["call"], line["code"]) for line in calls[:4]] == [
+            ("CreateVolume", "OK"), ("NodeStageVolume", "INVALID_ARGUMENT"), ("DeleteVolume", "INVALID_ARGUMENT"),
+            ("CreateSnapshot", "OK"),
         ]  # fmt: skip
-        assert calls[0]["name"] == "logged"
+        assert (calls[0]["name"], calls[0]["volume_id"]) == ("logged", volume)
         assert calls[1]["volume_id"] == volume
-        assert len({line["request"] for line in calls}) == 3
+        assert (calls[3]["source_volume_id"], calls[3]["name"], calls[3]["snapshot_id"]) == (
+            volume, "logged-1", snapshot.snapshot_id,
+        )  # fmt: skip
+        assert len({line["request"] for line in calls}) == len(calls)
         assert calls[1]["error"]
         details = [line for line in lines(one) if line["event"] == "messages"]
         assert {line["request"] for line in details} == {line["request"] for line in calls}
@@ -116,6 +121,36 @@ def value(text: str, name: str, **labels: str) -> float:
     raise AssertionError(f"no {name} {labels} in\n{text}")
 
 
+def test_metrics_tell_of_a_session_while_it_runs() -> None:
+    with engine("--upload-rate", "8Mi") as slow, plugin(slow, "--http", "0") as one:
+        volume = one.create("busy", 64 * MIB, block_capability())
+        device = slow.call("volume.attach", name="busy")["device"]
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        one.controller.CreateSnapshot(csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="busy-1"))
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=64k", "seek=960", "count=64", "oflag=direct", "status=none")
+        _, text = fetch(one, "/metrics")
+        of = {"volume": "busy", "snapshot": "busy-1"}
+        states = {
+            state: value(text, "stillframe_session_chunks", state=state, **of) for state in ("pending", "sealed", "stored")
+        }
+        assert sum(states.values()) == 1024, states
+        assert states["pending"] > 0
+        budget = value(text, "stillframe_session_budget_bytes", **of)
+        assert 0 < value(text, "stillframe_session_buffer_bytes", **of) <= budget
+        assert value(text, "stillframe_session_spill_bytes", **of) == 0
+        assert value(text, "stillframe_session_preimages", **of) == 1024
+        assert value(text, "stillframe_session_throttled_seconds", **of) == 0
+        assert value(text, "stillframe_volume_preimages_total", volume="busy") == 1024
+        slow.wait_snapshot("busy-1")
+        _, text = fetch(one, "/metrics")
+        assert "stillframe_session_chunks{" not in text
+        assert value(text, "stillframe_snapshots", state="committed") == 1
+        answer = one.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest()).entries[0].snapshot
+        one.controller.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=answer.snapshot_id))
+        _, text = fetch(one, "/metrics")
+        assert value(text, "stillframe_snapshots", state="committed") == 0
+
+
 def test_metrics_tell_what_happened(made: Engine) -> None:
     with plugin(made, "--http", "0") as one:
         volume = one.create("measured", 16 * MIB, block_capability())
@@ -130,7 +165,7 @@ def test_metrics_tell_what_happened(made: Engine) -> None:
         assert value(text, "stillframe_volume_write_duration_seconds_count", volume="measured") == 64
         assert value(text, "stillframe_volume_write_duration_seconds_bucket", volume="measured", le="+Inf") == 64
         assert 0 <= value(text, "stillframe_snapshot_age_seconds", volume="measured") < 60
-        assert value(text, "stillframe_snapshots_total", state="committed") == 1
+        assert value(text, "stillframe_snapshots", state="committed") == 1
         assert value(text, "stillframe_csi_calls_total", method="CreateVolume", code="OK") == 1
         assert value(text, "stillframe_csi_call_duration_seconds_count", method="CreateVolume", code="OK") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from driver.core.errors import Busy, InvalidArgument, NotFound, OutOfRange, Stil
 from driver.core.ids import check_name, new_id
 from driver.core.sizes import CHUNK_BYTES, GIB, MIB, VOLUME_BYTES_MAX
 from driver.rpc import capabilities, parameters
-from driver.rpc.errors import CODES
+from driver.rpc.errors import CODES, bounded
 from driver.rpc.names import Handle, engine_name, node_id, parse_handle
 from driver.rpc.operations import Operations
 from driver.rpc.paging import page
@@ -181,3 +182,10 @@ def test_of_many_calls_at_once_one_has_the_thing() -> None:
 
 def test_every_domain_error_has_a_code() -> None:
     assert set(StillframeError.kinds.values()) == set(CODES)
+
+
+@given(st.text(max_size=9000))
+def test_an_errors_text_fits_grpcs_trailers(text: str) -> None:
+    assert len(quote(bounded(text))) <= 4096 + 9
+    assert bounded(text).rstrip("…") in text or text == ""
+    assert bounded("short") == "short"

@@ -1,0 +1,62 @@
+"""`python -m tests.node.stepping ORDER …`: the command line, which kills itself at a step of one CSI call.
+
+ORDER is a file with `<method> <n>`: the n-th step of that call is where it dies. A step is what the call does to the world:
+it asks the engine, runs a program (before, while it runs, after), mounts, unmounts, makes or removes something; each of
+these just before and just after. Nothing of the driver is changed for it: the interpreter tells of calls (sys.setprofile).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+_OURS: Final = {
+    ("client.py", "call"), ("run.py", "finish"), ("run.py", "run"), ("kernel.py", "mount"), ("kernel.py", "umount"),
+    ("kernel.py", "bind_mount"),
+}  # fmt: skip
+_THEIRS: Final = {"mkdir", "rmdir", "unlink", "remove", "fork_exec"}
+CALLS: Final = {"NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume", "NodeExpandVolume"}
+
+
+class Stepping:
+    """Counts the steps of one thread's call."""
+
+    def __init__(self, order: Path) -> None:
+        self._order = order
+        self._here = threading.local()
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name in CALLS:
+            method, _, number = self._order.read_text().partition(" ")
+            self._here.left = int(number) if method == code.co_name else 0
+        elif event == "return" and code.co_name in CALLS:
+            self._here.left = 0
+        elif getattr(self._here, "left", 0) and self._is_step(frame, event, argument):
+            self._here.left -= 1
+            if self._here.left == 0:
+                self._order.write_text("died 0")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    @staticmethod
+    def _is_step(frame: FrameType, event: str, argument: Any) -> bool:
+        if event in ("call", "return"):
+            return (os.path.basename(frame.f_code.co_filename), frame.f_code.co_name) in _OURS
+        return event in ("c_call", "c_return") and getattr(argument, "__name__", "") in _THEIRS
+
+
+def main() -> None:
+    threading.setprofile(Stepping(Path(sys.argv[1])))
+    sys.argv[1:] = sys.argv[2:]
+    from driver.cli.main import main as command_line
+
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
