@@ -40,10 +40,11 @@ class Plugin:
         self.log = self.folder / "node.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: grpc.Channel | None = None
+        self.program: tuple[str, ...] = (sys.executable, "-m", "driver.cli.main")
 
     def start_process(self, *arguments: str) -> None:
         command = [
-            sys.executable, "-m", "driver.cli.main", "--state", str(self.engine.state), "node", "--standalone",
+            *self.program, "--state", str(self.engine.state), "node", "--standalone",
             "--endpoint", self.endpoint, *arguments,
         ]  # fmt: skip
         with self.log.open("ab") as log:

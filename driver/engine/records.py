@@ -20,8 +20,8 @@ _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
 @dataclass(frozen=True, slots=True)
 class VolumeRecord:
     """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes; `formatted` once it was
-    mounted, or if it was made from something. `base` is the snapshot that what is written is noted against: repository,
-    id, created. Snapshots of before `full_after` are no parents: one of them turned out to be damaged."""
+    mounted, or if it was made from something; `growing` while its file system is grown unmounted, or if that was cut.
+    `base` is the snapshot that what is written is noted against: repository, id, created. Snapshots of before `full_after` are no parents: one of them turned out to be damaged."""
 
     id: str
     name: str
@@ -38,6 +38,7 @@ class VolumeRecord:
     restore_job: str | None = None
     base: dict[str, str] | None = None
     full_after: str = ""
+    growing: bool = False
 
     def changed(self, **changes: Any) -> Self:
         return replace(self, **changes)

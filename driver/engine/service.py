@@ -163,6 +163,11 @@ def _note_formatted(service: Service, arguments: Arguments) -> Message:
     return _volume(service, service.volumes.note_formatted(_named(service, arguments)).name)
 
 
+def _note_growing(service: Service, arguments: Arguments) -> Message:
+    record = service.volumes.note_growing(_named(service, arguments), growing=bool(arguments["growing"]))
+    return _volume(service, record.name)
+
+
 def _grow(service: Service, arguments: Arguments) -> Message:
     return _volume(service, service.volumes.grow(_named(service, arguments), int(arguments["size_bytes"])).name)
 
@@ -244,6 +249,7 @@ CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
     "volume.detach": _detach,
     "volume.grow": _grow,
     "volume.note_formatted": _note_formatted,
+    "volume.note_growing": _note_growing,
     "volume.delete": _delete_volume,
     "volume.clone": _clone,
     "volume.capacity": _capacity,

@@ -25,6 +25,8 @@ from driver.volume import changes
 from driver.volume.layout import Shared, create_memory
 
 _SERVE: Final = "serve-"
+_SHARE_SECONDS: Final = 0.5
+"""How long writes to a volume may wait while another one comes to share its blocks."""
 
 
 def base_name(base: Mapping[str, str]) -> str:
@@ -124,6 +126,7 @@ class Volumes:
                 "snapshot_in_progress": self.session_of(record.id),
                 "formatted": record.formatted,
                 "base_snapshot": record.base["id"] if record.base else None,
+                "growing": record.growing,
                 "conditions": self._conditions(record, attached=attached),
             }
         raise NotFound(f"volume {record.name!r} was deleted meanwhile")
@@ -145,6 +148,12 @@ class Volumes:
         with self.locked(name):
             record = self.record(name)
             return record if record.formatted else self.save(record.changed(formatted=True))
+
+    def note_growing(self, name: str, *, growing: bool) -> VolumeRecord:
+        """Note, durably, that the file system on the volume is about to be grown unmounted, or that this came to its end."""
+        with self.locked(name):
+            record = self.record(name)
+            return record if record.growing == growing else self.save(record.changed(growing=growing))
 
     # --- paths
 
@@ -210,6 +219,23 @@ class Volumes:
             except BaseException:
                 self._folder.remove_volume(volume_id)
                 raise
+
+    def share(self, source: str, target: VolumeRecord) -> bool:
+        """Make `target`, new and thin, of what the thin volume `source` is now, by sharing its blocks; whether that could be
+        done. Thick volumes have blocks of their own, so nothing is shared with them."""
+        with self.locked(source):
+            record = self.record(source)
+            if (record.state, record.provisioning, target.provisioning) != ("available", "thin", "thin"):
+                return False
+            self.open(record)
+            try:
+                done = self._keeper.run(
+                    "share", [record.id], file=str(self.disk(target)), size_bytes=target.size_bytes,
+                    deadline_seconds=self._settings.cut_seconds, seconds=_SHARE_SECONDS,
+                )  # fmt: skip
+            finally:
+                self.close(record)
+        return bool(done["shared"])
 
     def is_attached(self, record: VolumeRecord) -> bool:
         """Whether its device is there for use: the note of it is the last that an attach makes."""

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from driver.host import mountinfo
+from driver.host import freeze, mountinfo
 from driver.host.mountinfo import Mount
 
 _NODES: Final = "stillframe-dev"
@@ -48,4 +48,14 @@ def dead_volumes(devices: str, names: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(OSError):
             number = os.stat(f"{devices}/{name}").st_rdev
             current[name] = f"{os.major(number)}:{os.minor(number)}"
-    return {name: target for name, target in dead_targets(mountinfo.read(), devices, current).items() if name in names}
+    found = {name: target for name, target in dead_targets(mountinfo.read(), devices, current).items() if name in names}
+    for target in found.values():
+        let_go(target)
+    return found
+
+
+def let_go(target: str) -> None:
+    """Thaw the dead file system at `target`: an engine that dies at a cut takes the guard of a freeze along, and whoever
+    writes would wait for ever, also when nothing is mounted any more. Nothing happens if it is not frozen."""
+    with contextlib.suppress(OSError):  # xfs that has shut down cannot be opened; it lets nobody wait
+        freeze.thaw(target)

@@ -44,7 +44,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         path = check_path("staging target", request.staging_target_path)
         capability = _capability(request)
         volume = check_volume(self._here, request.volume_id)
-        with self._here.operations.on(f"volume {volume['name']}"):
+        with self._here.operations.on(f"volume {request.volume_id}"):
             self._staging.stage(volume, path, capability, request.volume_context)
         return csi_pb2.NodeStageVolumeResponse()
 
@@ -53,7 +53,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeUnstageVolumeResponse:
         check_id(request.volume_id)
         path = check_path("staging target", request.staging_target_path)
-        with self._here.operations.on(f"volume at {path}"):
+        with self._here.operations.on(f"volume {request.volume_id}"):
             self._staging.unstage(request.volume_id, path)
         return csi_pb2.NodeUnstageVolumeResponse()
 
@@ -70,7 +70,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         volume = check_volume(self._here, request.volume_id)
         is_block = capability.WhichOneof("access_type") == "block"
         read_only = request.readonly or capability.access_mode.mode == READ_ONLY_MODE
-        with self._here.operations.on(f"volume {volume['name']}"):
+        with self._here.operations.on(f"volume {request.volume_id}"):
             device = self._staging.stage(volume, path, capability, request.volume_context)
             source = device if is_block else path
             if capability.access_mode.mode == publishing.SINGLE_WRITER:
@@ -83,7 +83,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
         check_id(request.volume_id)
         target = check_path("target", request.target_path)
-        with self._here.operations.on(f"volume at {target}"):
+        with self._here.operations.on(f"volume {request.volume_id}"):
             publishing.unpublish(target, self._here.devices)
         return csi_pb2.NodeUnpublishVolumeResponse()
 
@@ -124,7 +124,7 @@ class Node(csi_pb2_grpc.NodeServicer):
                 "expand it by the controller first",
             )
         if not stat.S_ISBLK(os.stat(path).st_mode):
-            with self._here.operations.on(f"volume {volume['name']}"):
+            with self._here.operations.on(f"volume {request.volume_id}"):
                 self._grow(volume["device"], path)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=volume["size_bytes"])
 

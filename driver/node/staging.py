@@ -8,15 +8,15 @@ done again from the start; a mount that has died is taken away and made anew.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
 from csi import csi_pb2
 from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from driver.host import filesystems, mountinfo, mounts
+from driver.node.dead import let_go
 from driver.node.here import Here
-from driver.rpc import capabilities
+from driver.rpc import capabilities, parameters
 from driver.rpc.names import parse_handle
 
 DEVICES_SOURCE: Final = "stillframe-dev"
@@ -57,7 +57,17 @@ def take_away(path: str, devices: str) -> None:
             raise FailedPrecondition(
                 f"{path} is the mount point of {mount.source}, which is no volume of this driver", f"see: findmnt {path}"
             )
+        if mount.source != DEVICES_SOURCE and _is_dead(mount):
+            let_go(mount.target)
     mounts.unmount(path)
+
+
+def _is_dead(mount: mountinfo.Mount) -> bool:
+    """Whether a file system stands on a device that the engine does not serve any more."""
+    try:
+        return mount not in mountinfo.mounts_of(mount.source)
+    except OSError:  # there is no such device
+        return True
 
 
 def _is_left_over(mount: mountinfo.Mount, path: str, device: str) -> bool:
@@ -100,19 +110,28 @@ class Staging:
         if not read_only and filesystems.needs_growth(device, fstype):
             filesystems.grow(device, path, fstype)
 
-    @staticmethod
     def _prepare(
-        volume: dict[str, Any], device: str, fstype: str, volume_context: Mapping[str, str], *, read_only: bool
+        self, volume: dict[str, Any], device: str, fstype: str, volume_context: Mapping[str, str], *, read_only: bool
     ) -> None:
         """A file system that can be mounted, of the volume's size. One that was never mounted may be made anew."""
         if not read_only:
-            options = shlex.split(volume_context.get("mkfsOptions", ""))
+            options = parameters.words("mkfsOptions", volume_context.get("mkfsOptions", ""))
             filesystems.make(device, fstype, options, may_reformat=not volume["formatted"])
         elif filesystems.what_is_on(device) != fstype:
             raise FailedPrecondition(f"volume {volume['name']!r} holds no {fstype}, and is to be used read-only")
-        filesystems.check(device, fstype)
+        filesystems.check(device, fstype, growth_was_cut=volume.get("growing", False))
         if not read_only:
+            self._grow(volume, device, fstype)
+
+    def _grow(self, volume: dict[str, Any], device: str, fstype: str) -> None:
+        """Have an ext4 take its whole device. It is noted that this has begun, as a cut one needs another check."""
+        note = self._here.engine.call
+        if fstype == "ext4" and filesystems.needs_growth(device, fstype):
+            note("volume.note_growing", name=volume["id"], growing=True)
             filesystems.grow_offline(device, fstype)
+            note("volume.note_growing", name=volume["id"], growing=False)
+        elif volume.get("growing", False):
+            note("volume.note_growing", name=volume["id"], growing=False)
 
     def unstage(self, volume_handle: str, path: str) -> None:
         """Unmount and detach. Nothing happens to what is gone. Raises FailedPrecondition while it is in use."""

@@ -35,7 +35,7 @@ class VolumeCalls:
         required = request.accessibility_requirements.requisite
         if required and not any(self._here.is_at(topology) for topology in required):
             raise OutOfSpace(f"the volume is wanted on other nodes than {self._here.node!r}")
-        with self._here.operations.on(f"volume {name}"):
+        with self._here.operations.on(f"volume of name {name}"):
             volume = self._creation.volume(name, request, possible, given, context)
         answer = self._volume(volume, request.volume_content_source)
         if given.mkfs_options:
@@ -48,7 +48,7 @@ class VolumeCalls:
         """Remove volume and data. Nothing happens if it is gone. Raises FailedPrecondition while it is in use."""
         try:
             volume = self._here.volume(request.volume_id)
-            with self._here.operations.on(f"volume {volume['name']}"):
+            with self._here.operations.on(f"volume {request.volume_id}", f"volume of name {volume['name']}"):
                 self._here.engine.call("volume.detach", name=volume["id"])
                 self._here.engine.call("volume.delete", name=volume["id"])
         except NotFound:
@@ -117,7 +117,7 @@ class VolumeCalls:
             capabilities.check(request.volume_capability)
         volume = self._here.volume(request.volume_id)
         wanted = capabilities.size_for(request.capacity_range, (), least_bytes=volume["size_bytes"])
-        with self._here.operations.on(f"volume {volume['name']}"):
+        with self._here.operations.on(f"volume {request.volume_id}"):
             grown = self._here.engine.call("volume.grow", name=volume["id"], size_bytes=wanted)
         return csi_pb2.ControllerExpandVolumeResponse(
             capacity_bytes=grown["size_bytes"], node_expansion_required=not request.volume_capability.HasField("block")

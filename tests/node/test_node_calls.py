@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -323,3 +325,108 @@ def _wait_for_programs() -> None:
     while subprocess.run(["pgrep", "-x", "mkfs.ext4|mkfs.xfs|e2fsck"], capture_output=True, check=False).returncode == 0:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_damaged_file_system_is_checked_before_it_is_mounted(one: Plugin) -> None:
+    """What e2fsck mends without a decision is mended; what needs one is not mounted, and the error says what to do."""
+    volume = one.create("damaged", SIZE)
+    number = volume.rpartition(":")[2]
+    (one.stage(volume) / "file").write_text("kept")
+    one.unstage(volume)
+    device = str(one.engine.call("volume.attach", name=number)["device"])
+    run("debugfs", "-w", "-R", "set_super_value state 2", device)  # EXT4_ERROR_FS
+    assert "clean with errors" in run("dumpe2fs", "-h", device)
+    staged = one.stage(volume)
+    assert (staged / "file").read_text() == "kept"
+    one.unstage(volume)
+    device = str(one.engine.call("volume.attach", name=number)["device"])
+    assert "clean with errors" not in run("dumpe2fs", "-h", device)
+    run("debugfs", "-w", "-R", "clri <2>", device)  # the root folder
+    run("debugfs", "-w", "-R", "set_super_value state 2", device)
+    for _ in range(2):
+        assert "e2fsck -f" in fails("INTERNAL", lambda: one.stage(volume))
+    assert not mountinfo.mounts_of(device)
+    one.unstage(volume)
+
+
+def test_mkfs_options_that_are_none_are_refused(one: Plugin) -> None:
+    volume = one.create("quoted", SIZE)
+    assert "mkfsOptions" in fails("INVALID_ARGUMENT", lambda: one.stage(volume, mkfsOptions="-L 'open"))
+    one.stage(volume)
+    one.unstage(volume)
+
+
+def test_an_ext4_whose_growth_was_cut_is_mended_and_grown(made: Engine, tmp_path: Path) -> None:
+    """resize2fs dies by itself here, at several of its writes, as it does when the plugin's container ends."""
+    wrapper = tmp_path / "resize2fs"
+    real = shutil.which("resize2fs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with plugin(made) as one:
+            volume = one.create("cut-growth", SIZE)
+            (one.stage(volume) / "file").write_text("kept")
+            one.unstage(volume)
+            size, cuts = SIZE, 0
+            for number in (1, 3, 8, 20, 40, 60, 90):
+                size += SIZE
+                grown = csi_pb2.ControllerExpandVolumeRequest(
+                    volume_id=volume, capacity_range=csi_pb2.CapacityRange(required_bytes=size)
+                )
+                one.controller.ControllerExpandVolume(grown)
+                calls = "pwrite64,fallocate,fsync"
+                inject = f"-e trace={calls} -e inject={calls}:signal=KILL:when={number}"
+                wrapper.write_text(f'#!/bin/sh\nexec strace -f -o /dev/null {inject} {real} "$@"\n')
+                wrapper.chmod(0o700)
+                with contextlib.suppress(grpc.RpcError):
+                    one.stage(volume)
+                    one.unstage(volume)
+                cuts += one.engine.call("volume.show", name=volume.rpartition(":")[2])["growing"]
+                wrapper.unlink()
+                staged = one.stage(volume)
+                assert (staged / "file").read_text() == "kept"
+                status = os.statvfs(staged)
+                assert status.f_blocks * status.f_frsize > 0.8 * size
+                assert not one.engine.call("volume.show", name=volume.rpartition(":")[2])["growing"]
+                one.unstage(volume)
+            assert cuts >= 4
+
+
+def test_a_nodes_storage_is_unwell_without_its_engine() -> None:
+    with engine() as own, plugin(own) as one:
+        own.kill()
+        (found,) = one.node.NodeGetStorageHealth(csi_pb2.NodeGetStorageHealthRequest()).backend_health
+        assert (found.status, found.reason) == (csi_pb2.STORAGE_UNREACHABLE, "EngineDown")
+        own.start()
+        assert not one.node.NodeGetStorageHealth(csi_pb2.NodeGetStorageHealthRequest()).backend_health
+
+
+def test_calls_for_one_volume_come_one_after_another(one: Plugin) -> None:
+    """Who comes second is told ABORTED; calls for other volumes, and those that only look, go on."""
+    slow, other = one.create("slow", SIZE), one.create("other", SIZE)
+    device = str(one.engine.call("volume.attach", name=slow.rpartition(":")[2])["device"])
+    run("mkfs.ext4", "-q", device)
+    processes = [pid for key, pid in one.engine.processes("slow").items() if key.startswith("serve")]
+    staging = threading.Thread(target=lambda: one.stage(slow), daemon=True)
+    try:
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        staging.start()
+        time.sleep(0.5)
+        path = one.folder / "pods" / "slow" / "volume"
+        for call in (
+            lambda: one.stage(slow), lambda: one.unstage(slow), lambda: one.publish(slow, "slow"),
+            lambda: one.unpublish(slow, path),
+            lambda: one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=slow), timeout=20),
+        ):  # fmt: skip
+            fails("ABORTED", call)
+        one.stage(other)
+        one.unstage(other)
+        look = csi_pb2.ControllerGetVolumeRequest(volume_id=slow)
+        assert one.controller.ControllerGetVolume(look).volume.volume_id == slow
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+    staging.join(30)
+    assert not staging.is_alive()
+    one.stage(slow)
+    one.unstage(slow)
