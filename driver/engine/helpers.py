@@ -15,7 +15,7 @@ from typing import Any
 
 from driver.core.errors import NotPermitted, Unsupported
 from driver.fuse.protocol import MAX_WRITE_BYTES
-from driver.host import files, kernel, loop
+from driver.host import disks, files, kernel, loop
 from driver.volume import session
 from driver.volume.layout import OnFull, Shared, Word
 
@@ -105,6 +105,28 @@ def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:
     return {}
 
 
+def share(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Have `file`, a new volume's, share the blocks of one volume as they are at one instant, durably.
+
+    `shared` is false, and the file a hole again, where the file system cannot do that or not while writes wait.
+    """
+    ((_, roles),) = volumes.items()
+    memory, size_bytes = Shared(roles["memory"]), argument["size_bytes"]
+    target = os.open(argument["file"], os.O_RDWR | os.O_CLOEXEC)
+    try:
+        is_shared = session.hold(
+            memory, argument["deadline_seconds"],
+            lambda: disks.share(target, roles["backing"], memory.words[Word.SIZE_BYTES], argument["seconds"]),
+        )  # fmt: skip
+        if not is_shared:
+            os.ftruncate(target, 0)
+            os.ftruncate(target, size_bytes)
+        os.fsync(target)
+    finally:
+        os.close(target)
+    return {"shared": is_shared}
+
+
 def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
     """Take away the loop devices that an earlier engine noted in the folder `records`; they are dead.
 
@@ -124,5 +146,5 @@ def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 HELPERS: Mapping[str, Callable[[Volumes, Argument], dict[str, Any]]] = {
-    function.__name__: function for function in (mount, attach, detach, resize, cut, end, clean)
+    function.__name__: function for function in (mount, attach, detach, resize, cut, end, share, clean)
 }

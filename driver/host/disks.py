@@ -5,12 +5,22 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import struct
+import time
+from fcntl import ioctl
 from pathlib import Path
+from typing import Final
 
 from driver.core.errors import OutOfSpace, Unsupported
-from driver.core.sizes import format_size
+from driver.core.sizes import GIB, format_size
 from driver.host import files
 from driver.host.kernel import fallocate
+
+_FICLONERANGE: Final = 0x4020940D
+"""include/uapi/linux/fs.h, struct file_clone_range."""
+_CLONE_RANGE: Final = struct.Struct("=qQQQ")
+_CLONED_AT_ONCE_BYTES: Final = GIB
+_CANNOT_SHARE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ETXTBSY})
 
 
 def create(path: Path, size_bytes: int, *, thick: bool) -> None:
@@ -79,6 +89,26 @@ def free(folder: Path) -> int:
     """Bytes that a new file in `folder` could take."""
     status = os.statvfs(folder)
     return status.f_bavail * status.f_frsize
+
+
+def share(target: int, source: int, size_bytes: int, seconds: float) -> bool:
+    """Have the file `target` share the first `size_bytes` of `source`'s blocks, copied when either is written (reflink).
+
+    False, with some of it perhaps shared, if the file system cannot, or if it takes longer than `seconds`, which is looked
+    at after each GiB. Raises OSError.
+    """
+    deadline = time.monotonic() + seconds
+    for offset in range(0, size_bytes, _CLONED_AT_ONCE_BYTES):
+        length = min(size_bytes - offset, _CLONED_AT_ONCE_BYTES)
+        try:
+            ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, offset, length, offset))
+        except OSError as error:
+            if error.errno in _CANNOT_SHARE:
+                return False
+            raise
+        if time.monotonic() > deadline and offset + length < size_bytes:
+            return False
+    return True
 
 
 def open_direct(path: Path, logical_block_size: int) -> int:

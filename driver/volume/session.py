@@ -110,6 +110,23 @@ def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None], 
         spill_is_free()
 
 
+def hold(shared: Shared, deadline_seconds: float, work: Callable[[], bool]) -> bool:
+    """What `work` returns, which is done while no write is in hand on the volume, whatever session runs.
+
+    Raises FailedPrecondition if writes in hand do not end in time (then it was not done), and what `work` raises.
+    """
+    locks = RecordLocks(shared.fd)
+    try:
+        gate.close(shared, locks)
+        try:
+            gate.drain([(shared, locks)], deadline_seconds)
+            return work()
+        finally:
+            gate.open_again(shared, locks)
+    finally:
+        locks.close()
+
+
 def forget_requests(shared: Shared) -> None:
     """Empty every request slot: what is in them came over a connection that has ended, and whoever asked saw EIO.
 

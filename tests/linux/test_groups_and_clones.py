@@ -9,11 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError
-from driver.core.sizes import MIB
+from driver.core.sizes import GIB, MIB
+from driver.host import disks
 from tests.engines import Engine, engine, run
 from tests.oracle import LoggedWriter, read_device, state_in
 
@@ -158,3 +160,75 @@ def test_a_clone_cannot_be_smaller(one: Engine) -> None:
         one.call("volume.clone", source="v", name="copy", size_bytes=SIZE - MIB)
     with pytest.raises(NotFound):
         one.call("volume.show", name="copy")
+
+
+@pytest.fixture
+def on_xfs(tmp_path: Path) -> Iterator[Engine]:
+    """An engine whose state folder is on an xfs, which can share blocks."""
+    image, folder = tmp_path / "image", tmp_path / "host"
+    with image.open("wb") as file:
+        file.truncate(1024 * MIB)
+    run("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
+    folder.mkdir()
+    run("mount", "-o", "loop", str(image), str(folder))
+    made = Engine(folder / "state", ("--grace", "2"))
+    made.log = tmp_path / "log"
+    (tmp_path / "repository").mkdir()
+    made.repository("local", f"file://{tmp_path}/repository")
+    try:
+        made.start()
+        yield made
+    except BaseException:
+        print(made.log.read_text())
+        raise
+    finally:
+        made.clean()
+        run("umount", str(folder))
+
+
+def used_bytes(made: Engine) -> int:
+    os.sync()
+    status = os.statvfs(made.state)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def test_thin_clones_share_blocks_where_the_file_system_can(on_xfs: Engine) -> None:
+    """At one instant of a volume that is written and snapshotted meanwhile; afterwards neither sees the other's writes."""
+    device = on_xfs.volume("v", 4 * SIZE, provisioning="thin")
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+    start = bytes(read_device(device, 4 * SIZE))
+    with LoggedWriter(device, 4 * SIZE, seed=11) as writer:
+        on_xfs.call("snapshot.create", volume="v", name="meanwhile")
+        time.sleep(0.2)
+        first, before = writer.acknowledged, used_bytes(on_xfs)
+        shown = on_xfs.call("volume.clone", source="v", name="copy", size_bytes=5 * SIZE)
+        last = writer.begun
+        assert (shown["state"], shown["source_volume"]) == ("available", on_xfs.call("volume.show", name="v")["id"])
+        assert used_bytes(on_xfs) - before < 2 * SIZE, "less than a copy"
+        time.sleep(0.2)
+        assert writer.acknowledged > last, "the volume goes on"
+    other = on_xfs.call("volume.attach", name="copy")["device"]
+    copied = read_device(other, 5 * SIZE)
+    assert state_in(copied[: 4 * SIZE], start, writer.log, first, last) is not None
+    assert not any(copied[4 * SIZE :])
+    now = bytes(read_device(device, 4 * SIZE))
+    run("dd", "if=/dev/zero", f"of={other}", "bs=1M", "count=128", "oflag=direct", "status=none")
+    assert read_device(device, 4 * SIZE) == now
+    assert on_xfs.wait_snapshot("meanwhile")["state"] == "committed"
+
+
+def test_thick_clones_have_blocks_of_their_own(on_xfs: Engine) -> None:
+    device = on_xfs.volume("v", 4 * SIZE)
+    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+    before = used_bytes(on_xfs)
+    on_xfs.call("volume.clone", source="v", name="copy")
+    wait_available(on_xfs, "copy")
+    assert used_bytes(on_xfs) - before > 3 * SIZE
+    assert read_device(on_xfs.call("volume.attach", name="copy")["device"], 4 * SIZE) == read_device(device, 4 * SIZE)
+
+
+def test_what_cannot_be_shared_or_not_in_time_is_said(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("w+b") as one, (tmp_path / "b").open("w+b") as other:
+        one.truncate(3 * GIB)
+        other.truncate(3 * GIB)
+        assert disks.share(other.fileno(), one.fileno(), 3 * GIB, seconds=-1) is False
