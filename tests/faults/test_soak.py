@@ -11,4 +11,5 @@ def test_a_minute_of_everything_at_once() -> None:
     assert min(report["kills"].values()) >= 3
     assert len(report["kills"]) == 5
     assert report["replays"] >= 1
+    assert report["most_deaths_of_one_process_in_10_s"] < 5
     assert report["snapshots_compared"] >= 4

@@ -19,6 +19,7 @@ from tests.engines import Engine
 
 _APART_SECONDS: Final = 2.8
 """Between two deaths of one process: five within ten seconds would be the end of it."""
+_WITHIN_SECONDS: Final = 10.0
 _TRIES: Final = 200
 _LOCK: Final = re.compile(r"^lock:\s+\d+: OFDLCK\s+ADVISORY\s+WRITE -?\d+ \S+ (\d+) (\d+|EOF)$", re.M)
 
@@ -31,7 +32,7 @@ class Killer:
         self.within_seal = 0
         self._engine = engine
         self._dice = dice
-        self._last: dict[str, float] = {}
+        self._deaths: dict[str, list[float]] = {}  # by the process's name
         self._kinds: dict[str, Callable[[dict[str, Any]], list[tuple[str, int]]]] = {
             "volume process": lambda seen: self._kept(seen, "serve"),
             "sweeper": lambda seen: self._kept(seen, "sweep"),
@@ -50,7 +51,7 @@ class Killer:
             found = [
                 (name, pid)
                 for name, pid in self._kinds[kind](seen)
-                if pid and self._last.get(name, 0) < now - _APART_SECONDS
+                if pid and self._deaths.get(name, [0.0])[-1] < now - _APART_SECONDS
             ]
             if not found:
                 return
@@ -58,8 +59,12 @@ class Killer:
             if kind == "sweeper" and self._dice.random() < 0.7:
                 self.within_seal += stop_within_seal(pid)
             os.kill(pid, signal.SIGKILL)
-            self._last[name] = now
+            self._deaths.setdefault(name, []).append(now)
             self.kills[kind] += 1
+
+    def most_deaths(self) -> int:
+        """How often one process died within ten seconds, at most: five times would be the end of it."""
+        return max((_most_within(times, _WITHIN_SECONDS) for times in self._deaths.values()), default=0)
 
     @staticmethod
     def _kept(seen: dict[str, Any], prefix: str) -> list[tuple[str, int]]:
@@ -68,6 +73,10 @@ class Killer:
             for volume, held in seen["volumes"].items() for process in held["processes"]
             if process["key"].startswith(prefix)
         ]  # fmt: skip
+
+
+def _most_within(times: list[float], seconds: float) -> int:
+    return max(sum(1 for other in times if 0 <= other - first < seconds) for first in times)
 
 
 def children(pid: int) -> list[int]:

@@ -197,6 +197,7 @@ class Soak:
             "kills": dict(self._killer.kills),
             "replays": sum(volume["counters"]["replayed_requests"] for volume in metrics["volumes"] if volume["counters"]),
             "kills_within_seal": self._killer.within_seal,
+            "most_deaths_of_one_process_in_10_s": self._killer.most_deaths(),
             "faults": dict(self._faults),
             "writes_verified": self._verified,
             "snapshots_compared": self._compared,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import threading
@@ -15,8 +16,9 @@ from driver.core.ids import new_id
 from driver.core.sizes import MIB
 from driver.fuse.protocol import Op
 from driver.host import disks
+from driver.host.locks import RecordLocks
 from driver.volume import process, session
-from driver.volume.layout import HEADER_WORD, OnFull, Shared, SlotWord, Word, create_memory
+from driver.volume.layout import HEADER_WORD, LOCK_SLOTS, OnFull, Shared, SlotWord, Word, create_memory
 
 SIZE = MIB
 THREADS, SPARES = 1, 2
@@ -139,3 +141,17 @@ def test_an_answered_write_is_not_done_over_a_newer_one(volume: Volume) -> None:
     assert volume.answer() == (41, 0)  # again: the kernel says ENOENT to that
     volume.kernel.send(request(Op.READ, 42, 0, size=4096))
     assert volume.kernel.recv(2 * MIB)[16:] == b"2" * 4096
+
+
+def test_a_successor_waits_for_the_last_thread_of_the_dead(volume: Volume) -> None:
+    """A thread of a killed process may still be in the middle of a write: whoever does it again waits until it is dead."""
+    message = request(Op.WRITE, 51, 0, b"1" * 4096)
+    volume.shared.slot(0)[HEADER_WORD * 8 : HEADER_WORD * 8 + len(message)] = message
+    life = RecordLocks(volume.memory)
+    life.acquire(LOCK_SLOTS, THREADS + SPARES)
+    volume.serve()
+    assert not select.select([volume.kernel], [], [], 0.5)[0], "it is answered"
+    assert volume.block(0) == bytes(4096), "it is done"
+    life.close()
+    assert volume.answer() == (51, 0)
+    assert volume.block(0) == b"1" * 4096
