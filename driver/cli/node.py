@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from driver.cli.context import Context, pass_context
 from driver.core import settings
 from driver.core.errors import InvalidArgument
+from driver.host import kernel
 from driver.node.forwarded import Forwarded
 from driver.node.metrics import Engine
 from driver.node.registration import Registration
@@ -47,6 +48,7 @@ def node(
     if given.invoked_subcommand is not None:
         return
     logs.configure(debug)
+    kernel.no_core_dump()
     registry = CollectorRegistry()
     calls = metrics.Calls(registry)
     registry.register(Engine(context.client))

@@ -19,6 +19,7 @@ from driver.controller.revive import Revive
 from driver.controller.secrets import TlsSecrets
 from driver.controller.server import Plugin
 from driver.controller.strays import Strays
+from driver.host import kernel
 from driver.rpc import logs, metrics, tls
 from driver.rpc.calls import CallInterceptor
 from driver.rpc.sockets import until_told
@@ -43,6 +44,7 @@ class Options:
 
 def run(given: Options) -> None:
     """Serve until SIGTERM. Main thread only. Raises KubernetesUnavailable without a configuration, FailedPrecondition."""
+    kernel.no_core_dump()
     kube = Kube(given.namespace)
     cluster = Cluster(kube, given.selector)
     source = _certificates(kube, given)

@@ -58,7 +58,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
             raise Unsupported(f"the peer announced a message of {length} bytes")
         try:
             message = json.loads(_exactly(sock, length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unsupported(f"the peer sent a message that is not JSON: {error}") from error
         if not isinstance(message, dict) or message.get("v") != VERSION:
             raise Unsupported(

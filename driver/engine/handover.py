@@ -29,6 +29,8 @@ from driver.volume import layout
 VERSION: Final = 1
 """Of these messages. A keeper of another one is refused, and the old one goes on."""
 _SECONDS: Final = 60.0
+_FIRST_SECONDS: Final = 2.0
+"""A keeper waits no longer for the first word of a peer: it starts nothing again meanwhile."""
 _FIELDS: Final = ("volume", "key", "name", "argument", "finished", "given_up", "deaths_in_all")
 
 
@@ -98,10 +100,11 @@ def expect(peer: socket.socket, word: str) -> None:
 
 def admit(peer: socket.socket) -> None:
     """Hear what a peer wants. Raises NotPermitted, Unsupported, InvalidArgument."""
-    peer.settimeout(_SECONDS)
+    peer.settimeout(_FIRST_SECONDS)
     check_peer(peer, "keeper")
     message, fds = _receive(peer)
     messages.close_all(fds)
+    peer.settimeout(_SECONDS)
     if message.get("call") != "take_over":
         raise InvalidArgument(f"the keeper has no call {message.get('call')!r} here")
     if message.get("handover") != VERSION:

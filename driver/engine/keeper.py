@@ -178,7 +178,7 @@ class Keeper:
             self._service = None
             return
         message, fds = received
-        number = int(message.get("id", 0))
+        number = message.get("id", 0)
         try:
             result, out = self._do(message, fds)
         except StillframeError as error:

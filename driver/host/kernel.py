@@ -130,7 +130,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def no_core_dump() -> None:
-    """No core dump and no ptrace by other users: memory holds the volumes' data."""
+    """No core dump and no ptrace by other users: memory holds the volumes' data, or keys."""
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     options.add_argument("--state", default=settings.state_folder())
     state = Path(options.parse_args(arguments).state).absolute()
     kernel.set_process_name("sf-transfer")
+    kernel.no_core_dump()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spawner = Spawner()
     jobs = Jobs(state, spawner)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from driver.core.sizes import MIB
 from tests.engines import engine, run
 from tests.faults.test_deaths import senders
+from tests.faults.test_handover import wait_for
+from tests.oracle import LoggedWriter
 from tests.servers import ACCESS, credentials_file, rclone_server
 
 SECRET = "a-secret-that-must-not-be-seen-anywhere"
@@ -108,3 +116,86 @@ def test_no_process_that_knows_a_secret_leaves_a_core() -> None:
             if path.is_file():
                 path.unlink()
         run("rm", "-r", str(folder))
+
+
+def dumped_core(folder: Path, *command: str, ready: str) -> bool:
+    """Whether a program that is told to dump its core (SIGQUIT) once its output says `ready` does so."""
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["prlimit", "--core=unlimited:unlimited", "--", *command], stdout=output, stderr=output,
+            stdin=subprocess.DEVNULL, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while ready not in log.read_text() and not list(folder.rglob(ready)):
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGQUIT)
+    _, status = os.waitpid(process.pid, 0)
+    process.returncode = -signal.SIGQUIT
+    return os.WCOREDUMP(status)
+
+
+def test_programs_that_are_started_by_themselves_leave_no_core(tmp_path: Path) -> None:
+    """The transfer supervisor and the node plugin of a pod have no parent of ours that sees to it."""
+    if not dumped_core(tmp_path, sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)", ready="on"):
+        pytest.skip("no program leaves a core here (ulimit, /proc/sys/kernel/core_pattern)")
+    command = [sys.executable, "-m", "driver.cli.main", "--state", str(tmp_path / "s")]
+    (tmp_path / "s" / "run").mkdir(parents=True)
+    assert not dumped_core(tmp_path, *command, "engine", "transfer", ready="transfer.sock")
+    assert not dumped_core(tmp_path, *command, "node", "--endpoint", f"unix://{tmp_path}/csi.sock", ready="CSI is served")
+
+
+NESTED = b"[" * 200_000
+NASTY = [
+    b"\xff\xff\xff\xff", b"\x00\x3f\xff\xff" + b"x" * 100, len(NESTED).to_bytes(4, "big") + NESTED,
+    *(len(body).to_bytes(4, "big") + body for body in (
+        b"{}", b"[]", b'{"v":1}', b'{"v":99,"call":"list"}', b'{"v":1,"call":[]}', b'{"v":1,"call":{"a":1},"id":[]}',
+        b'{"v":1,"call":"take_over"}', b'{"v":1,"call":"take_over","handover":{}}',
+        b'{"v":1,"call":"take_over","handover":1}', b'{"v":1,"call":"engine.info","args":[]}',
+        b'{"v":1,"call":"volume.create","args":{"name":[]}}',
+        b'{"v":1,"call":"volume.create","args":{"name":"x","size_bytes":"y"}}',
+        b'{"v":1,"call":"start","job":[],"kind":{},"spec":0}', b'{"v":1,"call":"status","job":"x","wait_seconds":"y"}',
+    )),
+]  # fmt: skip
+
+
+def test_what_is_no_message_ends_no_process() -> None:
+    """Everything on every socket; the keeper's death would be that of the devices."""
+    with engine() as made:
+        device = made.volume("v", SIZE)
+        before = made.call("engine.info")
+        with LoggedWriter(device, SIZE, seed=20) as writer:
+            for name in ("engine.sock", "transfer.sock", "keeper.sock"):
+                for sent in NASTY:
+                    with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
+                        peer.settimeout(3)
+                        peer.connect(str(made.state / "run" / name))
+                        peer.sendall(sent)
+                        peer.shutdown(socket.SHUT_WR)
+                        while peer.recv(65536):
+                            pass
+                    wait_for(made)
+            count = writer.acknowledged
+            time.sleep(0.3)
+            assert writer.acknowledged > count
+        after = made.call("engine.info")
+        assert (after["keeper"], after["processes"]["volumes"].keys()) == (
+            before["keeper"], before["processes"]["volumes"].keys(),
+        )  # fmt: skip
+        assert "RecursionError" not in made.log.read_text()
+
+
+def test_a_silent_peer_keeps_nothing_from_being_started_again() -> None:
+    with engine() as made:
+        device = made.volume("v", SIZE)
+        victims = [pid for key, pid in made.processes("v").items() if key.startswith("serve")]
+        with LoggedWriter(device, SIZE, seed=21) as writer, socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(str(made.state / "run/keeper.sock"))
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.2)
+            count, deadline = writer.acknowledged, time.monotonic() + 20
+            while writer.acknowledged == count:
+                assert time.monotonic() < deadline, "the keeper waits for a peer that says nothing"
+                time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 
@@ -52,13 +53,34 @@ def test_a_peer_that_goes_is_said_to_have_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [b"\xff\xff\xff\xff", b"\0\0\0\x03[1]", b"\0\0\0\x02{}", b"\0\0\0\x02\xff{"]
+    "sent",
+    [b"\xff\xff\xff\xff", b"\0\0\0\x03[1]", b"\0\0\0\x02{}", b"\0\0\0\x02\xff{", b"\0\1\0\0" + b"[" * 65536],
 )
 def test_what_is_no_message_is_refused(sent: bytes) -> None:
     ours, theirs = pair()
     theirs.sendall(sent)
     with pytest.raises(Unsupported):
         messages.receive(ours)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=20,
+)  # fmt: skip
+
+
+@given(JSON | st.dictionaries(st.just("v"), st.just(1)), st.integers(0, 3), st.binary(max_size=8))
+def test_any_json_is_a_message_or_refused(content: object, cut: int, more: bytes) -> None:
+    """Whole, cut short, and with something behind it."""
+    body = json.dumps(content).encode()
+    ours, theirs = pair()
+    theirs.sendall((len(body).to_bytes(4, "big") + body + more)[: len(body) + 4 + len(more) - cut])
+    theirs.close()
+    with contextlib.suppress(Unsupported, ConnectionError):
+        received = messages.receive(ours)
+        assert received is not None
+        assert received[0]["v"] == 1
+    ours.close()
 
 
 @given(st.binary(max_size=64))
