@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -159,14 +158,8 @@ def test_a_growth_that_died_at_any_step_is_made_again(one: Stepped) -> None:
                 again(lambda: one.stage(volume, capability))  # noqa: B023
             device = str(one.engine.call("volume.show", name=volume.rpartition(":")[2])["device"])
             assert not filesystems.needs_growth(device, kind)
-            assert filesystem_bytes(staged) > size - 100 * MIB  # xfs has a log of 64 MiB
             assert (staged / "file").read_text() == "kept"
             if not died:
                 break
         assert step > 3
         one.unstage(volume)
-
-
-def filesystem_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_blocks * status.f_frsize

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -277,56 +276,6 @@ def test_a_dead_device_is_reported_and_staged_again(made: Engine) -> None:
         one.unstage(volume)
 
 
-@pytest.mark.parametrize("fs_type", ["ext4", "xfs"])
-def test_every_node_call_may_be_cut_short_and_made_again(made: Engine, fs_type: str) -> None:
-    capability = mount_capability(fs_type)
-    one = Plugin(made)
-    try:
-        one.start()
-        volume = one.create(f"cut-short-{fs_type}", SIZE, capability)
-        target = one.folder / "pods" / f"pod-{fs_type}" / "volume"
-        steps: list[Callable[[], Any]] = [
-            lambda: one.stage(volume, capability), lambda: one.publish(volume, f"pod-{fs_type}", capability),
-            lambda: one.unpublish(volume, target), lambda: one.unstage(volume),
-        ]  # fmt: skip
-        for round_ in range(8):
-            for step in steps:
-                def ask(step: Callable[[], Any] = step) -> None:
-                    with contextlib.suppress(grpc.RpcError, ValueError):
-                        step()
-
-                asking = threading.Thread(target=ask)
-                asking.start()
-                time.sleep(0.012 * round_)
-                assert one.process is not None
-                one.process.kill()
-                asking.join(30)
-                one.kill()
-                one.start()
-                _wait_for_programs()
-                step()
-                if step is steps[1]:
-                    (target / f"file-{round_}").write_text("kept")
-                    kept = [(target / f"file-{number}").read_text() for number in range(round_ + 1)]
-                    assert kept == ["kept"] * (round_ + 1)
-        assert not target.exists()
-        assert not made.call("volume.show", name=volume.rpartition(":")[2])["attached"]
-    except BaseException:
-        print(one.log.read_text())
-        raise
-    finally:
-        one.kill()
-        one.unmount_all()
-
-
-def _wait_for_programs() -> None:
-    """Programs that the killed plugin had started go on without it; kubelet comes again later than we do."""
-    deadline = time.monotonic() + 20
-    while subprocess.run(["pgrep", "-x", "mkfs.ext4|mkfs.xfs|e2fsck"], capture_output=True, check=False).returncode == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_damaged_file_system_is_checked_before_it_is_mounted(one: Plugin) -> None:
     """What e2fsck mends without a decision is mended; what needs one is not mounted, and the error says what to do."""
     volume = one.create("damaged", SIZE)
@@ -367,7 +316,7 @@ def test_an_ext4_whose_growth_was_cut_is_mended_and_grown(made: Engine, tmp_path
             (one.stage(volume) / "file").write_text("kept")
             one.unstage(volume)
             size, cuts = SIZE, 0
-            for number in (1, 3, 8, 20, 40, 60, 90):
+            for number in (1, 2, 3, 5, 8, 13, 21, 34):
                 size += SIZE
                 grown = csi_pb2.ControllerExpandVolumeRequest(
                     volume_id=volume, capacity_range=csi_pb2.CapacityRange(required_bytes=size)
@@ -388,7 +337,7 @@ def test_an_ext4_whose_growth_was_cut_is_mended_and_grown(made: Engine, tmp_path
                 assert status.f_blocks * status.f_frsize > 0.8 * size
                 assert not one.engine.call("volume.show", name=volume.rpartition(":")[2])["growing"]
                 one.unstage(volume)
-            assert cuts >= 4
+            assert cuts >= 4, "resize2fs was let go on too often"
 
 
 def test_a_nodes_storage_is_unwell_without_its_engine() -> None:
