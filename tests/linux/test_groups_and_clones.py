@@ -217,6 +217,39 @@ def test_thin_clones_share_blocks_where_the_file_system_can(on_xfs: Engine) -> N
     assert on_xfs.wait_snapshot("meanwhile")["state"] == "committed"
 
 
+def test_shared_blocks_are_of_one_instant_however_far_apart(on_xfs: Engine) -> None:
+    """A volume of many GiB, each of which is shared by itself: the last write is never there without the one before."""
+    size = 64 * GIB
+    device = on_xfs.volume("v", size, provisioning="thin")
+    stop = threading.Event()
+
+    def write() -> None:
+        fd, number = os.open(device, os.O_RDWR | os.O_DIRECT), 0
+        with mmap.mmap(-1, 4096) as page:
+            while not stop.is_set():
+                number += 1
+                page[:8] = number.to_bytes(8, "little")
+                for offset in (0, size - 4096):
+                    os.pwrite(fd, page, offset)
+        os.close(fd)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for turn in range(6):
+            time.sleep(0.2)
+            copy = on_xfs.call("volume.clone", source="v", name=f"copy-{turn}")
+            assert copy["state"] == "available"
+            with (on_xfs.state / "volumes" / copy["id"] / "disk").open("rb") as file:
+                first = int.from_bytes(file.read(8), "little")
+                file.seek(size - 4096)
+                last = int.from_bytes(file.read(8), "little")
+            assert last <= first <= last + 1 and last > 0
+    finally:
+        stop.set()
+        writing.join(30)
+
+
 def test_thick_clones_have_blocks_of_their_own(on_xfs: Engine) -> None:
     device = on_xfs.volume("v", 4 * SIZE)
     run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
