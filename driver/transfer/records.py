@@ -215,3 +215,7 @@ def _check_manifest(manifest: Manifest, key: str) -> Manifest:
         elif region.sha256 is None or not layout.is_region(region.key, manifest.lineage):
             raise corrupt(key, f"region {region.number} has no index of this lineage")
     return manifest
+
+
+for _kind in (Head, *KINDS):
+    msgspec.json.Decoder(_kind)  # msgspec learns a type at its first use, and crashes if two threads are the first

@@ -125,3 +125,7 @@ def parse(spec: dict[str, Any], kind: type[S]) -> S:
         return msgspec.convert(spec, kind)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"the description of a {kind.__name__.lower()} job: {error}") from error
+
+
+for _kind in (OfRepository, OfSnapshot, Withdraw, Restore, Delete, Begin, Send, Clone):
+    msgspec.json.Decoder(_kind)  # msgspec learns a type at its first use, and crashes if two threads are the first
