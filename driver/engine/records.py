@@ -21,7 +21,8 @@ _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
 class VolumeRecord:
     """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes; `formatted` once it was
     mounted, or if it was made from something; `growing` while its file system is grown unmounted, or if that was cut.
-    `base` is the snapshot that what is written is noted against: repository, id, created. Snapshots of before `full_after` are no parents: one of them turned out to be damaged."""
+    `base` is the snapshot that what is written is noted against: repository, id, created. Snapshots of before `full_after`
+    are no parents: one of them turned out to be damaged."""
 
     id: str
     name: str
