@@ -116,10 +116,22 @@ class Sweeper:
         """Hand over the last buffer and say that the sweep is done."""
         if self._pack is not None:
             self._hand_over()
+        self._check_spill()
         pending = self._shared.words[Word.PENDING_CHUNKS]
         self._shared.words[Word.SWEPT_CHUNKS] = pending
         self._packs.set(Header.SWEPT_CHUNKS, pending)
         self._packs.set(Header.SWEEP_DONE, 1)
+
+    def _check_spill(self) -> None:
+        """What went to the spill file was written behind our back. If the disk refused some of it, and memory was short,
+        what was read back of it may have been something else: then the session fails."""
+        if not self._shared.words[Word.SPILL_READY]:
+            return
+        try:
+            os.fdatasync(self._spill)
+        except OSError as error:
+            self._shared.fail(Failure.SPILL_ERROR, error.errno or errno.EIO)
+            raise SessionFailed from error
 
     def _check(self) -> None:
         self._shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()

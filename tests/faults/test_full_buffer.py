@@ -54,7 +54,7 @@ def test_each_stage_of_a_full_buffer_is_seen_and_bounded() -> None:
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[tuple[LogDisk, Engine]]:
     """An engine on a disk of which parts can be broken, whose sessions spill early."""
-    options = ("--session-memory", "32Mi", "--spill", "64Mi", "--upload-rate", "1Mi")
+    options = ("--session-memory", "32Mi", "--spill", "64Mi", "--upload-rate", "8Mi")
     with logdisk(tmp_path, 512 * MIB) as disk:
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk.device)
         with mounted(disk.device) as host, engine_on(host, tmp_path, *options) as made:
@@ -81,7 +81,7 @@ def test_a_spill_file_on_a_bad_disk_fails_the_snapshot_not_the_writes(broken: tu
         disk.break_range(kind, first, last)
     for left in reversed(range(number - 8, number)):
         write(device, left * MIB, b"y" * MIB)
-    shown = made.wait_snapshot("s", 200)
+    shown = made.wait_snapshot("s")
     assert (shown["state"], shown["error"]["kind"]) == ("failed", "DeviceError"), shown
     assert "spill file" in shown["error"]["message"] and "Input/output error" in shown["error"]["message"]
     disk.repair()

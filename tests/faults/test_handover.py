@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from driver.core import messages
+from driver.core.errors import Unsupported
 from driver.core.sizes import MIB
 from driver.engine import handover
 from tests.engines import Engine, engine, run
@@ -98,6 +100,17 @@ def wait_for(made: Engine) -> None:
     while made._listens() is False:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_who_asks_in_another_version_is_told_so_and_disturbs_nobody() -> None:
+    with engine() as made:
+        before = made.call("engine.info")
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(20)
+            peer.connect(str(made.state / "run/keeper.sock"))
+            with pytest.raises(Unsupported, match="it goes on"):
+                messages.call(peer, {"call": "take_over", "handover": handover.VERSION + 1})
+        assert made.call("engine.info")["pid"] == before["pid"]
 
 
 @pytest.mark.parametrize("last", ["take_over", "ready", "dead"])

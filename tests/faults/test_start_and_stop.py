@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -64,8 +65,13 @@ def test_a_killed_engine_cleans_up_after_itself_and_nobody_else() -> None:
     with engine() as one, engine() as other:
         run("mkfs.ext4", "-q", one.volume("v", SIZE))
         with LoggedWriter(other.volume("v", SIZE), SIZE, seed=9) as writer:
+            (record,) = (one.state / "run/loops").iterdir()
+            left = Path(f"/sys/block/loop{json.loads(record.read_text())['number']}/loop")
+            assert left.exists()
             one.kill()
             one.start()
+            assert not left.exists() or str(one.state) not in (left / "backing_file").read_text()
+            assert [*(one.state / "run/loops").iterdir(), *(one.state / "dev").iterdir()] == []
             assert one.call("volume.show", name="v")["attached"] is False
             device = one.call("volume.attach", name="v")["device"]
             with mounted(device):

@@ -94,8 +94,9 @@ def play(disk: LogDisk, host: Path, repository: Path) -> Story:
     try:
         devices = {}
         for kind, size in SIZES.items():
-            devices[kind] = made.volume(kind, size, provisioning="thin" if kind == "xfs" else "thick")
+            made.call("volume.create", name=kind, size_bytes=size, provisioning="thin" if kind == "xfs" else "thick")
             story.volumes.append((disk.position(), kind, size))
+            devices[kind] = made.call("volume.attach", name=kind)["device"]
         run("mkfs.ext4", "-q", devices["ext4"])
         run("mkfs.xfs", "-q", devices["xfs"])
         with mounted(devices["ext4"]) as ext4, mounted(devices["xfs"]) as xfs:
@@ -147,7 +148,8 @@ def check(story: Story, position: int, host: Path, repository: Path) -> None:
                     for name, content in promised:
                         assert (folder / name).read_bytes() == content, f"{kind}: {name}"
                 run(*(["e2fsck", "-fn"] if kind == "ext4" else ["xfs_repair", "-n"]), device)
-        check_blocks(story, position, made.call("volume.attach", name="raw")["device"])
+        if "raw" in known:
+            check_blocks(story, position, made.call("volume.attach", name="raw")["device"])
         if position >= story.cut:
             shown = made.wait_snapshot("s")
             assert shown["state"] == "failed"
@@ -175,13 +177,14 @@ def lost(request: pytest.FixtureRequest) -> Iterator[tuple[LogDisk, Story, Path,
 
 
 def moments(story: Story, dice: random.Random) -> list[int]:
-    """Positions after the last of the volumes was made: at random, and right after promises."""
-    first, last = story.volumes[-1][0], max(at for at, *_ in story.files)
+    """Positions after a volume was made, each right then; after the last of them at random, and right after promises."""
+    made = [at for at, *_ in story.volumes]
+    first, last = made[-1], max(at for at, *_ in story.files)
     promises = [at for at, *_ in story.files] + [at for at, _ in story.flushed] + [story.cut]
-    return [dice.randrange(first, last) for _ in range(MOMENTS // 2)] + dice.sample(promises, MOMENTS // 2)
+    return [*made, *(dice.randrange(first, last) for _ in range(MOMENTS // 2)), *dice.sample(promises, MOMENTS // 2)]
 
 
-@pytest.mark.parametrize("number", range(MOMENTS))
+@pytest.mark.parametrize("number", range(len(SIZES) + MOMENTS))
 def test_the_power_goes(lost: tuple[LogDisk, Story, Path, Path], number: int) -> None:
     disk, story, folder, repository = lost
     position = moments(story, random.Random(7))[number]

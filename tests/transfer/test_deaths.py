@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from driver.core.errors import FailedPrecondition, Internal, NotFound, SnapshotFailed
-from driver.transfer.packbuffer import Header
+from driver.host.locks import RecordLocks
+from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
 from tests.servers import S3Server, credentials_file
 from tests.transfer.proxy import DROP_ANSWER, PASS, Action, Proxy
 from tests.transfer.rig import Rig
@@ -105,6 +106,25 @@ def test_a_second_sender_waits_for_the_first(rig: Rig) -> None:
     jobs = [session.start_send(), session.start_send()]
     for job in jobs:
         assert rig.wait(job)["state"] == "committed"
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+
+
+def test_a_sender_begins_when_the_last_thread_of_the_dead_one_is_gone(rig: Rig) -> None:
+    """What holds the lock may still be sending from the buffers."""
+    repository = rig.add_folder()
+    volume = random_volume(100, seed=9)
+    session = rig.session(repository, volume)
+    session.begin()
+    session.feed.start()
+    dead = RecordLocks(session.fd)
+    dead.acquire(SENDER_LOCK_BYTE)
+    job = session.start_send()
+    sender_of(rig)
+    time.sleep(0.5)
+    assert PackBuffers(session.fd).get(Header.REQUESTS) == 0, "it has begun"
+    dead.close()
+    assert rig.wait(job)["state"] == "committed"
     assert rig.restore(repository, session.id, len(volume)) == volume
     session.close()
 
