@@ -48,6 +48,15 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseSeen:
+    """A Lease object; `holder` is empty if nobody has it."""
+
+    holder: str
+    lasts_seconds: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
 class PodSeen:
     """A pod of a node plugin. `address` is None until it runs."""
 
@@ -258,7 +267,7 @@ class Kube:
         encoded: dict[str, bytes | str] = {key: base64.b64encode(value).decode() for key, value in content.items()}
         body = client.V1Secret(metadata=self._metadata(name, version), data=encoded, type="kubernetes.io/tls")
         make, replace = self._core.create_namespaced_secret, self._core.replace_namespaced_secret
-        return _put(f"write secret {name!r}", make, replace, name, self.namespace, body)
+        return _put(f"write secret {name!r}", make, replace, name, self.namespace, body) is not None
 
     def config_map(self, name: str) -> Held | None:
         """None if there is none."""
@@ -272,20 +281,22 @@ class Kube:
         decoded = {key: value.decode() for key, value in content.items()}
         body = client.V1ConfigMap(metadata=self._metadata(name, version), data=decoded)
         make, replace = self._core.create_namespaced_config_map, self._core.replace_namespaced_config_map
-        return _put(f"write config map {name!r}", make, replace, name, self.namespace, body)
+        return _put(f"write config map {name!r}", make, replace, name, self.namespace, body) is not None
 
-    def hold_lease(self, name: str, identity: str, seconds: int) -> bool:
-        """Take or renew the lease for `seconds`. False while another holds it."""
+    def lease(self, name: str) -> LeaseSeen | None:
+        """None if there is none."""
         found = _asked(f"read lease {name!r}", self._leases.read_namespaced_lease, name, self.namespace)
-        now = datetime.now(UTC)
-        spec = found.spec if found is not None else None
-        if spec is not None and spec.holder_identity not in (None, "", identity) and spec.renew_time is not None:
-            age = (now - spec.renew_time).total_seconds()
-            if age < (spec.lease_duration_seconds or seconds):
-                return False
-        mine = client.V1LeaseSpec(holder_identity=identity, lease_duration_seconds=seconds, renew_time=now, acquire_time=now)
-        version = found.metadata.resource_version if found is not None else None
-        body = client.V1Lease(metadata=self._metadata(name, version), spec=mine)
+        if found is None:
+            return None
+        spec = found.spec or client.V1LeaseSpec()
+        return LeaseSeen(spec.holder_identity or "", spec.lease_duration_seconds or 0, found.metadata.resource_version)
+
+    def put_lease(self, name: str, holder: str, lasts_seconds: int, version: str | None) -> str | None:
+        """As `put_secret`; the new version, None if somebody was faster."""
+        spec = client.V1LeaseSpec(
+            holder_identity=holder, lease_duration_seconds=lasts_seconds, renew_time=datetime.now(UTC)
+        )
+        body = client.V1Lease(metadata=self._metadata(name, version), spec=spec)
         make, replace = self._leases.create_namespaced_lease, self._leases.replace_namespaced_lease
         return _put(f"write lease {name!r}", make, replace, name, self.namespace, body)
 
@@ -319,18 +330,19 @@ def _asked(what: str, call: Callable[..., Any], *arguments: Any, **options: Any)
 
 def _put(
     what: str, make: Callable[..., Any], replace: Callable[..., Any], name: str, namespace: str, body: Any
-) -> bool:
+) -> str | None:
+    """The new version; None if somebody was faster."""
     with _translated(what):
         try:
             if body.metadata.resource_version is None:
-                make(namespace, body, _request_timeout=_SECONDS)
+                made = make(namespace, body, _request_timeout=_SECONDS)
             else:
-                replace(name, namespace, body, _request_timeout=_SECONDS)
+                made = replace(name, namespace, body, _request_timeout=_SECONDS)
         except ApiException as error:
             if error.status in (_CONFLICT, _NOT_FOUND):
-                return False
+                return None
             raise
-    return True
+    return str(made.metadata.resource_version)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from driver.controller.everywhere import Everywhere
 from driver.controller.figures import Figures
 from driver.controller.forgotten import Forgotten
 from driver.controller.kube import Kube
+from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.repositories import Repositories
 from driver.controller.revive import Revive
@@ -51,18 +52,21 @@ def run(given: Options) -> None:
     nodes = Nodes(cluster, source, given.node_port)
     registry = CollectorRegistry()
     calls = metrics.Calls(registry)
-    strays = Strays(nodes, kube, given.lease, given.identity)
+    lease = Lease(kube, given.lease, given.identity)
+    strays = Strays(nodes, kube, lease)
     registry.register(strays)
     registry.register(Figures(cluster, source))
     everywhere = Everywhere(nodes, Repositories(given.state), Forgotten(kube))
     plugin = Plugin(given.endpoint, everywhere, source, [CallInterceptor(calls.observe)])
     cluster.start()
     plugin.start()
+    lease.start()
     strays.start()
-    Revive(nodes, kube, given.lease, given.identity, remake=given.remake_pods).start()
+    Revive(nodes, kube, lease, remake=given.remake_pods).start()
     port = given.http if given.http is None else metrics.serve(given.http, registry, plugin.why_not)
     logs.log().info("CSI is served", endpoint=str(plugin.path), namespace=given.namespace, http=port)
     until_told(threading.Event())
+    lease.stop()
     plugin.stop()
 
 

@@ -17,13 +17,13 @@ import grpc
 from csi import csi_pb2
 from driver.controller.cluster import State
 from driver.controller.kube import Kube, PodClaims, VolumeSeen
+from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.core.errors import NodeSilent, NodeUnavailable, StillframeError
 from driver.rpc import logs
 from driver.rpc.names import DEVICE_DEAD, DRIVER, node_id, parse_handle
 
 EVERY_SECONDS: Final = 10.0
-_LEASE_SECONDS: Final = 180
 _CALL_SECONDS: Final = 20.0
 _AGAIN_SECONDS: Final = 600.0
 """Who is still there then is told again."""
@@ -68,11 +68,10 @@ def victims(found: dict[str, str], volumes: Sequence[VolumeSeen], pods: Sequence
 class Revive:
     """Looks every ten seconds while it has the lease. `remake`: whether pods with an owner are deleted."""
 
-    def __init__(self, nodes: Nodes, kube: Kube, lease: str, identity: str, *, remake: bool) -> None:
+    def __init__(self, nodes: Nodes, kube: Kube, lease: Lease, *, remake: bool) -> None:
         self._nodes = nodes
         self._kube = kube
         self._lease = lease
-        self._identity = identity
         self._remake = remake
         self._told: dict[str, float] = {}
 
@@ -92,7 +91,7 @@ class Revive:
 
     def turn(self) -> None:
         """Look once, if the lease is ours. Raises KubernetesUnavailable."""
-        if not self._kube.hold_lease(self._lease, self._identity, _LEASE_SECONDS):
+        if not self._lease.is_mine:
             self._told.clear()
             return
         found = self._dead()

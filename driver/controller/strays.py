@@ -19,13 +19,13 @@ from prometheus_client.registry import Collector
 from csi import csi_pb2
 from driver.controller.cluster import State
 from driver.controller.kube import Kube, VolumeSeen
+from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.core.errors import NodeSilent, NodeUnavailable, NotFound, StillframeError
 from driver.rpc import logs
 from driver.rpc.names import DRIVER, NAME_KEY, engine_name, parse_handle
 
 EVERY_SECONDS: Final = 60.0
-_LEASE_SECONDS: Final = 180
 _CALL_SECONDS: Final = 20.0
 
 
@@ -68,11 +68,10 @@ def _name(of: str) -> str:
 class Strays(Collector):
     """Looks every minute while it has the lease."""
 
-    def __init__(self, nodes: Nodes, kube: Kube, lease: str, identity: str) -> None:
+    def __init__(self, nodes: Nodes, kube: Kube, lease: Lease) -> None:
         self._nodes = nodes
         self._kube = kube
         self._lease = lease
-        self._identity = identity
         self._before: set[str] = set()
         self._shown: list[Listed] = []
 
@@ -92,7 +91,7 @@ class Strays(Collector):
 
     def turn(self) -> None:
         """Look once, if the lease is ours. Raises KubernetesUnavailable."""
-        if self._kube.hold_lease(self._lease, self._identity, _LEASE_SECONDS):
+        if self._lease.is_mine:
             self._look()
         else:
             self._before, self._shown = set(), []

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from csi import csi_pb2
 from driver.controller.cluster import Cluster as View
 from driver.controller.kube import Kube, VolumeSeen
+from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.strays import Listed, Strays, left_behind, without_pv
 from driver.rpc.tls import Certificates
@@ -51,7 +52,9 @@ def strays(of: Cluster, identity: str) -> Strays:
     wait_until(lambda: view.is_known)
     secret = of.secret("controller")
     shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
-    return Strays(Nodes(view, lambda: shown, of.port), kube, "stillframe-controller", identity)
+    lease = Lease(kube, "stillframe-controller", identity)
+    lease.renew()
+    return Strays(Nodes(view, lambda: shown, of.port), kube, lease)
 
 
 def metrics(of: Strays) -> str:
