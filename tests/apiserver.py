@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes import client
@@ -24,6 +25,7 @@ from kubernetes.client.exceptions import ApiException
 from tests.servers import find_program
 
 NAMESPACE = "stillframe"
+SNAPSHOTS = "snapshot.storage.k8s.io"
 LABELS = {"app.kubernetes.io/name": "stillframe", "app.kubernetes.io/component": "node"}
 _TOKENS = {"admin": "system:masters", "controller": ""}
 ROLE = [
@@ -44,9 +46,10 @@ ROLE = [
 ]  # fmt: skip
 CLUSTER_ROLE = [
     client.V1PolicyRule(api_groups=[""], resources=["nodes"], verbs=["get", "list", "watch"]),
-    client.V1PolicyRule(api_groups=[""], resources=["persistentvolumes"], verbs=["list"]),
+    client.V1PolicyRule(api_groups=[""], resources=["persistentvolumes", "persistentvolumeclaims"], verbs=["list"]),
+    client.V1PolicyRule(api_groups=["snapshot.storage.k8s.io"], resources=["volumesnapshotcontents"], verbs=["list"]),
     client.V1PolicyRule(api_groups=[""], resources=["pods"], verbs=["list", "delete"]),
-    client.V1PolicyRule(api_groups=[""], resources=["events"], verbs=["create"]),
+    client.V1PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch"]),
 ]
 """What docs/controller.md says that the controller needs; the tests give it no more."""
 
@@ -107,6 +110,7 @@ class Api:
         wait_until(self._is_ready, 90)
         self.core = client.CoreV1Api(client.ApiClient(self._configuration("admin")))
         self.rbac = client.RbacAuthorizationV1Api(self.core.api_client)
+        self.custom = client.CustomObjectsApi(self.core.api_client)
         self._allow()
 
     def _spawn(self, log: Any, program: str, *arguments: str) -> None:
@@ -194,12 +198,73 @@ class Api:
     def delete_pod(self, name: str) -> None:
         self.core.delete_namespaced_pod(name, NAMESPACE, grace_period_seconds=0)
 
-    def put_volume(self, name: str, handle: str) -> None:
+    def put_volume(self, name: str, handle: str, claim: Any = None) -> None:
         csi = client.V1CSIPersistentVolumeSource(driver="csi.stillframe.io", volume_handle=handle)
         spec = client.V1PersistentVolumeSpec(
             capacity={"storage": "1Gi"}, access_modes=["ReadWriteOnce"], csi=csi, storage_class_name="stillframe"
         )
+        if claim is not None:
+            of = claim.metadata
+            spec.claim_ref = client.V1ObjectReference(
+                kind="PersistentVolumeClaim", namespace=of.namespace, name=of.name, uid=of.uid
+            )
         self.core.create_persistent_volume(client.V1PersistentVolume(metadata=client.V1ObjectMeta(name=name), spec=spec))
+
+    def put_claim(self, name: str) -> Any:
+        resources = client.V1VolumeResourceRequirements(requests={"storage": "1Gi"})
+        spec = client.V1PersistentVolumeClaimSpec(
+            access_modes=["ReadWriteOnce"], resources=resources, storage_class_name="stillframe"
+        )
+        claim = client.V1PersistentVolumeClaim(metadata=client.V1ObjectMeta(name=name), spec=spec)
+        return self.core.create_namespaced_persistent_volume_claim(NAMESPACE, claim)
+
+    def has_snapshots(self) -> bool:
+        """Make the cluster know VolumeSnapshots. False where their definitions are not at hand."""
+        made = client.ApiextensionsV1Api(self.core.api_client)
+        for plural in ("volumesnapshots", "volumesnapshotcontents", "volumesnapshotclasses"):
+            path = find_program(f"{SNAPSHOTS}_{plural}.yaml")
+            if path is None:
+                return False
+            with contextlib.suppress(ApiException):
+                made.create_custom_resource_definition(yaml.safe_load(Path(path).read_text()))
+            wait_until(functools.partial(self._is_served, plural))
+        return True
+
+    def _is_served(self, plural: str) -> bool:
+        try:
+            self.custom.list_cluster_custom_object(SNAPSHOTS, "v1", plural)
+        except ApiException:
+            return False
+        return True
+
+    def put_snapshot(self, name: str, claim: str, handle: str, volume: str) -> str:
+        """A VolumeSnapshot and its content, as the snapshot controller and the snapshotter leave them after the cut; its
+        uid."""
+        version, made_as = f"{SNAPSHOTS}/v1", (SNAPSHOTS, "v1")
+        body = {
+            "apiVersion": version, "kind": "VolumeSnapshot", "metadata": {"name": name},
+            "spec": {"source": {"persistentVolumeClaimName": claim}},
+        }  # fmt: skip
+        made: Any = self.custom.create_namespaced_custom_object(*made_as, NAMESPACE, "volumesnapshots", body)
+        uid = str(made["metadata"]["uid"])
+        content = f"snapcontent-{uid}"
+        spec = {
+            "driver": "csi.stillframe.io", "deletionPolicy": "Delete", "source": {"volumeHandle": volume},
+            "volumeSnapshotRef": {"namespace": NAMESPACE, "name": name, "uid": uid},
+        }  # fmt: skip
+        body = {"apiVersion": version, "kind": "VolumeSnapshotContent", "metadata": {"name": content}, "spec": spec}
+        self.custom.create_cluster_custom_object(*made_as, "volumesnapshotcontents", body)
+        status = {"status": {"snapshotHandle": handle, "readyToUse": False}}
+        self.custom.patch_cluster_custom_object_status(*made_as, "volumesnapshotcontents", content, status)
+        status = {"status": {"boundVolumeSnapshotContentName": content, "readyToUse": False}}
+        self.custom.patch_namespaced_custom_object_status(*made_as, NAMESPACE, "volumesnapshots", name, status)
+        return uid
+
+    def events(self, kind: str, name: str) -> dict[str, Any]:
+        """By reason, the events of an object in our namespace."""
+        found: Any = self.core.list_namespaced_event(NAMESPACE)
+        return {item.reason: item for item in found.items
+                if (item.involved_object.kind, item.involved_object.name) == (kind, name)}  # fmt: skip
 
     def clear(self) -> None:
         """Remove what a test has made."""
@@ -210,6 +275,16 @@ class Api:
             with contextlib.suppress(ApiException):
                 self.core.patch_persistent_volume(item.metadata.name, {"metadata": {"finalizers": None}})
         self.core.delete_collection_namespaced_pod(NAMESPACE, grace_period_seconds=0)
+        claims: Any = self.core.list_namespaced_persistent_volume_claim(NAMESPACE)
+        for item in claims.items:
+            self.core.delete_namespaced_persistent_volume_claim(item.metadata.name, NAMESPACE)
+            with contextlib.suppress(ApiException):
+                patch = {"metadata": {"finalizers": None}}
+                self.core.patch_namespaced_persistent_volume_claim(item.metadata.name, NAMESPACE, patch)
+        self.core.delete_collection_namespaced_event(NAMESPACE)
+        if self._is_served("volumesnapshotcontents"):
+            self.custom.delete_collection_namespaced_custom_object(SNAPSHOTS, "v1", NAMESPACE, "volumesnapshots")
+            self.custom.delete_collection_cluster_custom_object(SNAPSHOTS, "v1", "volumesnapshotcontents")
         self.core.delete_collection_namespaced_secret(NAMESPACE)
         self.core.delete_collection_namespaced_config_map(NAMESPACE)
         leases = client.CoordinationV1Api(self.core.api_client)

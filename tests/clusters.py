@@ -33,8 +33,8 @@ from tests.plugins import Plugin
 class NodePlugin(Plugin):
     """A node of the cluster: engine, plugin, Node object, pod."""
 
-    def __init__(self, of: Cluster, name: str, address: str) -> None:
-        engine = Engine(of.folder / name / "state", ("--node", name, "--grace", "1"))
+    def __init__(self, of: Cluster, name: str, address: str, *arguments: str) -> None:
+        engine = Engine(of.folder / name / "state", ("--node", name, "--grace", "1", *arguments))
         (of.folder / name).mkdir()
         engine.repository("local", f"file://{of.folder}/repository")
         super().__init__(engine)
@@ -147,8 +147,9 @@ class Cluster:
         self.controllers.append(made)
         return made.wait_ready()
 
-    def node(self, name: str) -> NodePlugin:
-        made = NodePlugin(self, name, f"127.0.7.{len(self.nodes) + 1}")
+    def node(self, name: str, *arguments: str) -> NodePlugin:
+        """A running node; `arguments` are its engine's."""
+        made = NodePlugin(self, name, f"127.0.7.{len(self.nodes) + 1}", *arguments)
         self.nodes[name] = made
         return made.begin()
 

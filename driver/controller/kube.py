@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import urllib3
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 
+from driver.controller.events import PROGRESS, Claim, Content, Event, claim_of, snapshot_of
 from driver.core import settings
 from driver.core.errors import KubernetesUnavailable
 from driver.rpc import logs
@@ -34,6 +36,7 @@ _NOT_ENDED: Final = "status.phase!=Succeeded,status.phase!=Failed"
 _PAGE: Final = 500
 _EVENT_MAX: Final = 1024
 """Characters of an event's message (core/v1 validation)."""
+_OK: Final = 200
 _CONFLICT: Final = 409
 _NOT_FOUND: Final = 404
 _GONE: Final = 410
@@ -148,11 +151,11 @@ def pod_claims(pod: Any) -> PodClaims | None:
 class Kube:
     """One namespace's objects, and the cluster's nodes and PersistentVolumes. Raises KubernetesUnavailable."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, context: str | None = None) -> None:
         self.namespace = namespace
-        connection = client.ApiClient(_configuration())
-        self._core = client.CoreV1Api(connection)
-        self._leases = client.CoordinationV1Api(connection)
+        self._connection = client.ApiClient(_configuration(context))
+        self._core = client.CoreV1Api(self._connection)
+        self._leases = client.CoordinationV1Api(self._connection)
 
     # --- watching
 
@@ -217,6 +220,45 @@ class Kube:
         pages = self._pages("list pods", self._core.list_pod_for_all_namespaces, field_selector=_NOT_ENDED)
         return [seen for item in pages if (seen := pod_claims(item)) is not None]
 
+    def claims(self) -> list[Claim]:
+        """All PersistentVolumeClaims of the cluster, in pages; their volumes are not looked up."""
+        pages = self._pages("list PersistentVolumeClaims", self._core.list_persistent_volume_claim_for_all_namespaces)
+        return [claim_of(item.metadata.namespace, item.metadata.name, item.metadata.uid) for item in pages]
+
+    def snapshot_contents(self) -> list[Content]:
+        """The VolumeSnapshotContents of this driver that have a snapshot; none if the cluster has no such objects."""
+        found = []
+        for item in self.every("/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents"):
+            of, handle = item["spec"]["volumeSnapshotRef"], item.get("status", {}).get("snapshotHandle")
+            if item["spec"]["driver"] == DRIVER and handle:
+                found.append(Content(handle, snapshot_of(of["namespace"], of["name"], of.get("uid", ""))))
+        return found
+
+    def read(self, path: str, **query: str) -> dict[str, Any] | None:
+        """What GET of a path of the API answers, as it is; None if there is none."""
+        with _translated(f"read {path}"):
+            asked = self._connection.param_serialize(
+                "GET", path, query_params=list(query.items()), header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+            )  # fmt: skip
+            answer: Any = self._connection.call_api(*asked, _request_timeout=_SECONDS)
+            answer.read()
+            if answer.status == _NOT_FOUND:
+                return None
+            if answer.status != _OK:
+                raise ApiException(http_resp=answer)
+            return dict(json.loads(answer.data))
+
+    def every(self, path: str, **query: str) -> Iterator[dict[str, Any]]:
+        """The items of a list, in pages; none if the API has no such kind."""
+        token = None
+        while token != "":
+            page = self.read(path, limit=str(_PAGE), **({"continue": token} if token else {}), **query)
+            if page is None:
+                return
+            yield from page["items"]
+            token = page["metadata"].get("continue", "")
+
     @staticmethod
     def _pages(what: str, call: Callable[..., Any], **options: Any) -> Iterator[Any]:
         token: str | None = None
@@ -241,6 +283,31 @@ class Kube:
             source=client.V1EventSource(component=DRIVER), reporting_component=DRIVER, reporting_instance=self.namespace,
         )  # fmt: skip
         _asked(f"write an event of {kind} {namespace}/{name}", self._core.create_namespaced_event, namespace, event)
+
+    def put_event(self, event: Event, *, is_known: bool) -> None:
+        """Write an event over the one of its name. `is_known`: there probably is one; events go away after an hour."""
+        about, now = event.about, datetime.now(UTC)
+        what = f"write an event of {about.kind} {about.namespace}/{about.name}"
+        notes = {PROGRESS: event.progress} if event.progress else None
+        kind, message = "Warning" if event.is_warning else "Normal", event.message[:_EVENT_MAX]
+        change = {"message": message, "lastTimestamp": now.isoformat(), "metadata": {"annotations": notes}}
+        made = client.CoreV1Event(
+            metadata=client.V1ObjectMeta(name=event.name, namespace=about.namespace, annotations=notes),
+            involved_object=client.V1ObjectReference(
+                api_version=about.api_version, kind=about.kind, namespace=about.namespace, name=about.name, uid=about.uid
+            ),
+            reason=event.reason, message=message, type=kind, first_timestamp=now, last_timestamp=now, count=1,
+            source=client.V1EventSource(component=DRIVER), reporting_component=DRIVER, reporting_instance=self.namespace,
+        )  # fmt: skip
+        if is_known and _asked(what, self._core.patch_namespaced_event, event.name, about.namespace, change) is not None:
+            return
+        with _translated(what):
+            try:
+                self._core.create_namespaced_event(about.namespace, made, _request_timeout=_SECONDS)
+            except ApiException as error:
+                if error.status != _CONFLICT:
+                    raise
+                self._core.patch_namespaced_event(event.name, about.namespace, change, _request_timeout=_SECONDS)
 
     def delete_pod(self, namespace: str, name: str, uid: str) -> None:
         """Delete that very pod, with its own grace. Nothing happens if it is gone, or another one has its name."""
@@ -304,8 +371,17 @@ class Kube:
         return client.V1ObjectMeta(name=name, namespace=self.namespace, resource_version=version, labels=_LABELS)
 
 
-def _configuration() -> client.Configuration:
-    """Of $KUBECONFIG; without it that of the pod that this is, or of ~/.kube/config."""
+def namespace_of(context: str | None = None) -> str:
+    """The namespace that the configuration names for a context, or for the current one; else `default`."""
+    loader: Any = config
+    with _translated("read the configuration of the Kubernetes client"):
+        known, current = loader.list_kube_config_contexts(settings.environment("KUBECONFIG"))
+    found = [item for item in known if item["name"] == context] if context else [current]
+    return str(found[0]["context"].get("namespace") or "default") if found else "default"
+
+
+def _configuration(context: str | None) -> client.Configuration:
+    """Of $KUBECONFIG; without it that of the pod that this is, or of ~/.kube/config. `context` None: the current one."""
     made = client.Configuration()
     loader: Any = config  # its functions have no types
     path = settings.environment("KUBECONFIG")
@@ -313,7 +389,7 @@ def _configuration() -> client.Configuration:
         if path is None and settings.is_in_a_pod():
             loader.load_incluster_config(client_configuration=made)
         else:
-            loader.load_kube_config(config_file=path, client_configuration=made)
+            loader.load_kube_config(config_file=path, context=context, client_configuration=made)
     return made
 
 
@@ -351,7 +427,8 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (ApiException, urllib3.exceptions.HTTPError, OSError, config.ConfigException) as error:
         raise KubernetesUnavailable(
-            f"cannot {what}: {_text(error)}", "is the API server up, and does the service account have the chart's roles?"
+            f"cannot {what}: {_text(error)}",
+            "is the API server up, and may this account do that? A service account needs the chart's roles",
         ) from error
 
 

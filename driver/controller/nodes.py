@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import grpc
+from google.protobuf import struct_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from csi import csi_pb2
 from driver.controller.cluster import Cluster, Place, State
 from driver.core.errors import NodeSilent, NodeUnavailable
-from driver.rpc import tls
+from driver.rpc import progress, tls
 from driver.rpc.deadlines import time_left
 
 CONNECT_SECONDS: Final = 3.0
@@ -127,10 +128,8 @@ def _answered_by(call: Any) -> str | None:
 def _answer(
     channel: grpc.Channel, place: Place, method: str, request: Any, seconds: float, context: grpc.ServicerContext | None
 ) -> Any:
-    ask = channel.unary_unary(
-        _path(method), request_serializer=type(request).SerializeToString,
-        response_deserializer=getattr(csi_pb2, f"{method}Response").FromString,
-    )  # fmt: skip
+    path, parse = _path_and_answer(method)
+    ask = channel.unary_unary(path, request_serializer=type(request).SerializeToString, response_deserializer=parse)
     call: Any = ask.future(request, timeout=seconds)
     if context is not None:
         context.add_callback(call.cancel)
@@ -151,9 +150,11 @@ def _answer(
     return answer
 
 
-def _path(method: str) -> str:
+def _path_and_answer(method: str) -> tuple[str, Callable[[bytes], Any]]:
+    if method == progress.METHOD:
+        return progress.PATH, struct_pb2.Struct.FromString
     for name in _SERVICES:
         service = csi_pb2.DESCRIPTOR.services_by_name[name]
         if method in service.methods_by_name:
-            return f"/{service.full_name}/{method}"
+            return f"/{service.full_name}/{method}", getattr(csi_pb2, f"{method}Response").FromString
     raise ValueError(method)

@@ -12,6 +12,7 @@ from driver.controller.cluster import Cluster
 from driver.controller.everywhere import Everywhere
 from driver.controller.figures import Figures
 from driver.controller.forgotten import Forgotten
+from driver.controller.herald import Herald
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
@@ -56,13 +57,15 @@ def run(given: Options) -> None:
     strays = Strays(nodes, kube, lease)
     registry.register(strays)
     registry.register(Figures(cluster, source))
-    everywhere = Everywhere(nodes, Repositories(given.state), Forgotten(kube))
+    repositories = Repositories(given.state)
+    everywhere = Everywhere(nodes, repositories, Forgotten(kube))
     plugin = Plugin(given.endpoint, everywhere, source, [CallInterceptor(calls.observe)])
     cluster.start()
     plugin.start()
     lease.start()
     strays.start()
     Revive(nodes, kube, lease, remake=given.remake_pods).start()
+    Herald(nodes, repositories, kube, lease).start()
     port = given.http if given.http is None else metrics.serve(given.http, registry, plugin.why_not)
     logs.log().info("CSI is served", endpoint=str(plugin.path), namespace=given.namespace, http=port)
     until_told(threading.Event())

@@ -16,7 +16,8 @@ from driver.core.errors import InvalidArgument
 from driver.node.controller import Controller
 from driver.node.groups import GroupController
 from driver.node.here import Here
-from driver.rpc import logs, tls
+from driver.node.work import work
+from driver.rpc import logs, progress, tls
 
 _THREADS: Final = 256
 """More than sidecars call at once (100 and a few): calls that wait for restores must not keep a health check waiting."""
@@ -49,6 +50,7 @@ class Forwarded:
         health_pb2_grpc.add_HealthServicer_to_server(healthy, self._server)
         csi_pb2_grpc.add_ControllerServicer_to_server(Controller(here), self._server)
         csi_pb2_grpc.add_GroupControllerServicer_to_server(GroupController(here), self._server)
+        self._server.add_generic_rpc_handlers((progress.handler(lambda ids: work(here, ids)),))
 
     def start(self) -> None:
         """Returns at once."""

@@ -163,11 +163,11 @@ def test_spread_constraints_are_about_the_replicas() -> None:
 def test_every_right_is_listed_here_with_who_needs_it(manifests: list[Manifest]) -> None:
     """A right that is added without a reason fails, and one whose reason is gone."""
     needed = {
-        "persistentvolumes": "provisioner resizer guard", "persistentvolumeclaims": "provisioner resizer",
+        "persistentvolumes": "provisioner resizer guard", "persistentvolumeclaims": "provisioner resizer controller",
         "persistentvolumeclaims/status": "resizer", "storageclasses": "provisioner", "csinodes": "provisioner",
         "nodes": "provisioner", "events": "all", "leases": "all", "csistoragecapacities": "provisioner",
         "pods": "provisioner guard", "replicasets": "provisioner", "volumesnapshots": "provisioner",
-        "volumesnapshotclasses": "snapshotter", "volumesnapshotcontents": "snapshotter provisioner",
+        "volumesnapshotclasses": "snapshotter", "volumesnapshotcontents": "snapshotter provisioner controller",
         "volumesnapshotcontents/status": "snapshotter", "configmaps": "controller",
     }  # fmt: skip
     if of_kind(manifests, "VolumeGroupSnapshotClass"):

@@ -1,0 +1,163 @@
+"""What claims and VolumeSnapshots are told by events, on a real API: progress, ends, lost nodes, other replicas."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from driver.controller.cluster import Cluster as View
+from driver.controller.events import PROGRESS
+from driver.controller.herald import Herald
+from driver.controller.kube import Kube
+from driver.controller.lease import Lease
+from driver.controller.nodes import Nodes
+from driver.controller.repositories import Repositories
+from driver.rpc.names import parse_handle
+from driver.rpc.tls import Certificates
+from tests.apiserver import LABELS, NAMESPACE, wait_until
+from tests.clusters import Cluster, cluster
+from tests.controller.test_lost_nodes import begin_upload, remove_snapshot
+from tests.controller.test_routing import create
+
+SLOW = ("--upload-rate", str(4 << 20))
+
+
+@pytest.fixture
+def one(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A node that uploads slowly; the controller beside it has another lease, so that it tells nobody anything."""
+    with cluster() as made:
+        if not made.api.has_snapshots():
+            pytest.skip("the definitions of VolumeSnapshots are not at hand: set STILLFRAME_TESTBED")
+        monkeypatch.setitem(os.environ, "KUBECONFIG", str(made.api.kubeconfig()))
+        made.controller("--lease", "another")
+        made.node("node-a", *SLOW)
+        yield made
+
+
+def herald(of: Cluster, identity: str) -> Herald:
+    """A replica's, with its own view of the cluster."""
+    kube = Kube(NAMESPACE)
+    view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
+    view.start()
+    wait_until(lambda: view.is_known)
+    secret = of.secret("controller")
+    shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
+    lease = Lease(kube, "stillframe-controller", identity)
+    lease.renew()
+    return Herald(Nodes(view, lambda: shown, of.port), Repositories(of.folder / "state"), kube, lease)
+
+
+def begun(of: Cluster, claim: str, snapshot: str) -> str:
+    """The handle of a snapshot of a claim, that is being uploaded."""
+    made: Any = of.api.put_claim(claim)
+    name = f"pvc-{made.metadata.uid}"
+    volume = create(of.controllers[0], name, "node-a")
+    of.api.put_volume(name, volume, made)
+    handle = begin_upload(of.controllers[0], of.nodes["node-a"], volume, f"snapshot-{snapshot}")
+    of.api.put_snapshot(snapshot, claim, handle, volume)
+    return handle
+
+
+def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
+    handle = begun(one, "data", "monday")
+    teller, idle = herald(one, "one"), herald(one, "other")
+    idle.turn()
+    assert one.api.events("VolumeSnapshot", "monday") == {}, "the lease is another's"
+    teller.turn()
+    first = one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"]
+    assert first.message.startswith("uploading: ") and first.message.endswith(" left") and first.type == "Normal"
+    told = one.api.events("PersistentVolumeClaim", "data")["SnapshotUploading"]
+    assert told.message == f"snapshot monday {first.message}"
+
+    def goes_on() -> Any:
+        teller.turn()
+        later = one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"]
+        return later if later.message != first.message else None
+
+    later = wait_until(goes_on)
+    assert later.metadata.uid == first.metadata.uid, "it is the same event, written anew"
+    figures = json.loads(later.metadata.annotations[PROGRESS])
+    assert figures["stage"] == "running" and 0 < figures["done_bytes"] <= figures["total_bytes"] == 64 << 20
+
+    def is_done() -> bool:
+        teller.turn()
+        return {"SnapshotUploading", "SnapshotUploaded"} == one.api.events("VolumeSnapshot", "monday").keys()
+
+    wait_until(is_done, 60)
+    done = one.api.events("VolumeSnapshot", "monday")["SnapshotUploaded"]
+    assert done.message.startswith("uploaded: 64.0 MiB in ")
+    assert "SnapshotUploaded" in one.api.events("PersistentVolumeClaim", "data")
+    version = done.metadata.resource_version
+    teller.turn()
+    assert one.api.events("VolumeSnapshot", "monday")["SnapshotUploaded"].metadata.resource_version == version
+    remove_snapshot(one.controllers[0], handle)
+
+
+def test_events_that_went_away_and_replicas_that_changed_are_no_hindrance(one: Cluster) -> None:
+    handle = begun(one, "data", "monday")
+    herald(one, "one").turn()
+    kept = one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"]
+    again = herald(one, "one")  # the process was started anew, and knows nothing
+    again.turn()
+    assert one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"].metadata.uid == kept.metadata.uid
+    one.api.core.delete_collection_namespaced_event(NAMESPACE)
+
+    def is_back() -> bool:
+        again.turn()
+        return "SnapshotUploading" in one.api.events("VolumeSnapshot", "monday")
+
+    wait_until(is_back)
+    remove_snapshot(one.controllers[0], handle)
+    again.turn()
+    assert "SnapshotFailed" not in one.api.events("VolumeSnapshot", "monday"), "who deletes it need not be told"
+
+
+def test_a_session_that_failed_is_told_with_the_reason_and_what_to_do(one: Cluster) -> None:
+    """The engine is killed: what was uploading has lost its memory."""
+    begun(one, "data", "monday")
+    teller = herald(one, "one")
+    teller.turn()
+    node = one.nodes["node-a"]
+    node.engine.kill()
+    node.engine.clean_devices()
+    node.engine.start()
+
+    def is_told() -> bool:
+        teller.turn()
+        return "SnapshotFailed" in one.api.events("VolumeSnapshot", "monday")
+
+    wait_until(is_told)
+    told = one.api.events("VolumeSnapshot", "monday")["SnapshotFailed"]
+    assert told.type == "Warning"
+    assert "the engine was stopped, or lost its power" in told.message
+    assert "what to do: " in told.message and "take another one" in told.message
+    assert one.api.events("PersistentVolumeClaim", "data")["SnapshotFailed"].message.startswith("snapshot monday failed: ")
+
+
+def test_the_end_of_one_whose_node_is_gone_is_read_in_its_repository(one: Cluster) -> None:
+    handle = begun(one, "data", "monday")
+    teller = herald(one, "one")
+    teller.turn()
+    one.nodes["node-a"].kill()
+    one.api.put_node("node-a", ready=False)
+
+    def is_not_ready() -> bool:
+        teller.turn()
+        return "SnapshotFailed" not in one.api.events("VolumeSnapshot", "monday")
+
+    wait_until(is_not_ready)
+    parsed = parse_handle("snapshot", handle)
+    one.nodes["node-a"].engine.kill()
+    with pytest.raises(Exception, match="nothing more was heard"):
+        Repositories(one.folder / "state").fence(parsed.where, parsed.id, "nothing more was heard of it")
+
+    def is_told() -> bool:
+        teller.turn()
+        return "SnapshotFailed" in one.api.events("VolumeSnapshot", "monday")
+
+    wait_until(is_told)
+    assert "nothing more was heard of it" in one.api.events("VolumeSnapshot", "monday")["SnapshotFailed"].message
