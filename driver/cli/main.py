@@ -13,6 +13,7 @@ from driver.cli.context import Context
 from driver.cli.controller import controller
 from driver.cli.csi import csi
 from driver.cli.demo import demo
+from driver.cli.doctor import doctor
 from driver.cli.engine import engine
 from driver.cli.exitcodes import INTERRUPTED, exit_code
 from driver.cli.node import node
@@ -36,15 +37,15 @@ def cli(context: click.Context, state: Path | None, form: str) -> None:
     context.obj = Context(Client((state or Path(settings.state_folder())).absolute()), Output(form))
 
 
-for command in (engine, volume, snapshot, node, controller, csi, demo, uninstall_check):
+for command in (engine, volume, snapshot, node, controller, csi, demo, doctor, uninstall_check):
     cli.add_command(command)
 
 
-def main() -> None:
+def main(command: click.Command = cli) -> None:
     """Run the command line; exits with the code of `driver.cli.exitcodes`."""
-    as_json = "--output=json" in sys.argv or ("--output" in sys.argv and "json" in sys.argv)
+    as_json = "--output=json" in sys.argv or ("json" in sys.argv and bool({"--output", "-o"} & set(sys.argv)))
     try:
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(command.main(standalone_mode=False) or 0)
     except StillframeError as error:
         print_error(error, as_json=as_json)
         sys.exit(exit_code(error))

@@ -55,6 +55,10 @@ class Output:
             table.add_row(*row)
         self._console.print(table)
 
+    def row(self, content: dict[str, Any], cells: Sequence[str]) -> None:
+        """One more row, below a table that was shown."""
+        print(json.dumps(content) if self.is_json else "\t".join(cells), flush=True)
+
     def fields(self, content: dict[str, Any], pairs: Sequence[tuple[str, str]]) -> None:
         """One item, a line a field."""
         if self.is_json:
