@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf import wrappers_pb2
@@ -16,9 +16,12 @@ from driver.controller.cluster import State
 from driver.controller.everywhere import Everywhere
 from driver.core.errors import NodeUnavailable, NotFound, OutOfSpace
 from driver.rpc import capabilities
+from driver.rpc.errors import text_of
 from driver.rpc.names import NAME_KEY, TOPOLOGY_KEY, engine_name, parse_handle
 
 NO_NODE = "no node has a node plugin that is ready"
+_TOLD: Final = 3
+"""Nodes whose reasons an answer has."""
 NO_NODE_HINT = "look at the node plugin's pods: kubectl get pods -o wide"
 
 
@@ -26,6 +29,14 @@ def wanted_nodes(requirement: csi_pb2.TopologyRequirement) -> list[str]:
     """The nodes that a topology names, the preferred ones first. Pure."""
     named = [topology.segments.get(TOPOLOGY_KEY, "") for topology in (*requirement.preferred, *requirement.requisite)]
     return list(dict.fromkeys(node for node in named if node))
+
+
+def no_room(problems: Sequence[str]) -> OutOfSpace:
+    """The error for a volume that no node takes; `problems` are the nodes', with what to do. Pure."""
+    if not problems:
+        return OutOfSpace(NO_NODE, NO_NODE_HINT)
+    more = f"; and {len(problems) - _TOLD} nodes more" if len(problems) > _TOLD else ""
+    return OutOfSpace("; ".join(problems[:_TOLD]) + more)
 
 
 class VolumeCalls:
@@ -47,17 +58,17 @@ class VolumeCalls:
         with self._everywhere.operations.on(f"volume {name}"):
             if len(nodes) != 1:
                 nodes = self._ordered(nodes, name, request, context)
-            problem: Exception = OutOfSpace(NO_NODE, NO_NODE_HINT)
+            problems: list[str] = []
             for node in nodes:
                 try:
                     return self._create(node, request, context)
                 except NodeUnavailable as error:
-                    problem = OutOfSpace(error.message, error.hint)
+                    problems.append(text_of(error))
                 except grpc.RpcError as error:
                     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                         raise
-                    problem = error
-            raise problem
+                    problems.append(f"node {node!r}: {error.details()}")
+            raise no_room(problems)
 
     def _create(
         self, node: str, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext

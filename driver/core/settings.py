@@ -123,4 +123,7 @@ def repository(state: Path, name: str | None) -> Repository:
         if item.name == name:
             return item
     known = ", ".join(item.name for item in found) or "none"
-    raise NotFound(f"there is no repository {name!r} (known: {known})", f"add it to {repositories_file(state)}")
+    raise NotFound(
+        f"there is no repository {name!r} (known: {known})",
+        f"add it to {repositories_file(state)}, in a cluster to the chart's repositories, or name one that is known",
+    )

@@ -70,7 +70,7 @@ def _check_free(folder: Path, wanted_bytes: int) -> None:
     if wanted_bytes > free_bytes:
         raise OutOfSpace(
             f"{format_size(wanted_bytes)} are asked of {folder}, which has {format_size(free_bytes)} free",
-            "free space, ask for less, or make it thin (--thin)",
+            "free space, ask for less, or make it thin (--thin; in a StorageClass: provisioning: thin)",
         )
 
 

@@ -59,6 +59,13 @@ def words(key: str, value: str) -> tuple[str, ...]:
         raise InvalidArgument(f"parameter {key} is {value!r}: {error}") from None
 
 
+def _repository(key: str, value: str) -> str:
+    try:
+        return check_name("repository", value)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"parameter {key} is {value!r}", error.hint) from None
+
+
 _Fields = Mapping[str, tuple[str, Callable[[str, str], Any]]]
 _VOLUME: Final[_Fields] = {
     "provisioning": ("provisioning", _one_of("thick", "thin")),
@@ -67,35 +74,40 @@ _VOLUME: Final[_Fields] = {
     "mkfsOptions": ("mkfs_options", words),
 }
 _SNAPSHOT: Final[_Fields] = {
-    "repository": ("repository", lambda key, value: check_name("repository", value)),
+    "repository": ("repository", _repository),
     "freeze": ("freeze", lambda key, value: _one_of("true", "false")(key, value) == "true"),
     "onBufferFull": ("on_buffer_full", _one_of("throttle", "fail")),
 }
 _RETENTION: Final = ("keepHourly", "keepDaily", "keepWeekly", "keepMonthly", "retention", "keep")
 
 
-def _parse(given: Mapping[str, str], fields: _Fields) -> dict[str, Any]:
+def _parse(kind: str, given: Mapping[str, str], fields: _Fields) -> dict[str, Any]:
+    """`kind` is what has the parameters, for messages. Kubernetes lets nobody change a StorageClass's parameters."""
+    anew = f"delete the {kind} and make it anew"
     parsed = {}
     for key, value in given.items():
         if key in fields:
             name, parse = fields[key]
-            parsed[name] = parse(key, value)
+            try:
+                parsed[name] = parse(key, value)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"the {kind}'s {error.message}", f"{error.hint or 'correct it'}; {anew}") from None
         elif not key.startswith(_FOREIGN):
-            hint = f"known ones: {', '.join(sorted(fields))}"
+            hint = f"known ones: {', '.join(sorted(fields))}; {anew}"
             if key in _RETENTION:
                 hint += "; old snapshots are removed by a schedule that calls `stillframe snapshot prune`"
-            raise InvalidArgument(f"there is no parameter {key!r}", hint)
+            raise InvalidArgument(f"the {kind} has an unknown parameter {key!r}", hint)
     return parsed
 
 
 def of_volume(given: Mapping[str, str]) -> VolumeParameters:
     """A StorageClass's parameters. Raises InvalidArgument for an unknown one of ours, or a wrong value."""
-    return VolumeParameters(**_parse(given, _VOLUME))
+    return VolumeParameters(**_parse("StorageClass", given, _VOLUME))
 
 
 def of_snapshot(given: Mapping[str, str]) -> SnapshotParameters:
     """A VolumeSnapshotClass's parameters. Raises InvalidArgument as `of_volume`."""
-    return SnapshotParameters(**_parse(given, _SNAPSHOT))
+    return SnapshotParameters(**_parse("VolumeSnapshotClass", given, _SNAPSHOT))
 
 
 def check_mutable(given: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from driver.core.ids import new_id
 from driver.rpc.names import TOPOLOGY_KEY
 from tests.apiserver import wait_until
 from tests.clusters import Cluster, Controller, cluster
+from tests.metrics import check_served
 from tests.plugins import mount_capability
 
 MIB = 1 << 20
@@ -95,6 +96,11 @@ def test_what_a_node_answers_goes_on_as_it_is(controller: Controller) -> None:
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "provisioning" in str(raised.value.details())
     delete(controller, handle)
+
+
+def test_what_is_served_to_prometheus_is_what_the_page_says(controller: Controller) -> None:
+    served = check_served(controller.get("/metrics"))
+    assert served >= {"stillframe_nodes", "stillframe_certificate_expiry_timestamp_seconds", "stillframe_csi_calls"}
 
 
 def test_capacity_is_that_of_the_node_that_is_asked_for(controller: Controller) -> None:

@@ -19,6 +19,7 @@ from csi import pluginregistration_pb2 as api
 from csi import pluginregistration_pb2_grpc as services
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine, run
+from tests.metrics import check_served
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
 
 
@@ -168,6 +169,7 @@ def test_metrics_tell_what_happened(made: Engine) -> None:
         assert value(text, "stillframe_snapshots", state="committed") == 1
         assert value(text, "stillframe_csi_calls_total", method="CreateVolume", code="OK") == 1
         assert value(text, "stillframe_csi_call_duration_seconds_count", method="CreateVolume", code="OK") == 1
+        assert "stillframe_volume_condition" in check_served(text)
 
 
 def test_a_second_plugin_on_the_socket_is_refused_and_a_stop_is_clean(made: Engine) -> None:
