@@ -9,8 +9,9 @@ MINUTES ?= 10
 IMAGE ?= docker.io/library/stillframe:0.1.0
 BUILDER ?= docker build
 HELM ?= helm
+CLUSTER ?= kind
 
-.PHONY: demo test check sanity soak proto bench image manifests clean
+.PHONY: demo test check sanity e2e soak proto bench image manifests clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
@@ -25,6 +26,10 @@ check: $(STAMP)
 
 sanity: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -s tests/sanity
+
+# Stories on a cluster: kind, or a program with the verbs of e2e/machines.py. STORIES picks some, as pytest's -k does.
+e2e: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" CLUSTER='$(CLUSTER)' $(BIN)/python -m pytest -v e2e $(if $(STORIES),-k '$(STORIES)')
 
 soak: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(MINUTES)
