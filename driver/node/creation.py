@@ -59,7 +59,7 @@ class Creation:
                 handle = parse_handle("snapshot", source.snapshot.snapshot_id)
                 found = engine.call("snapshot.show", snapshot=str(handle))
                 if found["state"] == "deleted":
-                    raise NotFound(f"snapshot {source.snapshot.snapshot_id!r} was deleted")
+                    raise NotFound(f"snapshot {str(handle)!r} was deleted", "restore another: stillframe snapshot list")
                 size_bytes = self._size(capacity, possible, found["size_bytes"])
                 made = engine.call(
                     "snapshot.restore", snapshot=str(handle), volume=name, size_bytes=size_bytes,

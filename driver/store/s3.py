@@ -81,6 +81,7 @@ class S3Store:
         prefix = parts.path.strip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = repository.endpoint or "AWS"
+        self._name = repository.name
         self._pace = options.pace
         if not self._bucket:
             raise InvalidArgument(f"{repository.url!r} names no bucket", "write s3://bucket/prefix")
@@ -116,7 +117,7 @@ class S3Store:
 
     @property
     def where(self) -> str:
-        return f"bucket {self._bucket!r} at {self._endpoint}"
+        return f"bucket {self._bucket!r} at {self._endpoint} (repository {self._name!r})"
 
     def get(self, key: str, maximum_bytes: int) -> bytes | None:
         with self._translated("reading", key):
@@ -261,7 +262,7 @@ def _failure(error: exceptions.ClientError) -> _Failure:
     fields = error.response.get("Error", {})
     code = str(fields.get("Code", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return _Failure(code, status, f"HTTP {status} {code}: {fields.get('Message', '')}".rstrip(": "))
+    return _Failure(code, status, f"HTTP {status} {code}: {fields.get('Message', '')}".rstrip(": ."))
 
 
 def _date(headers: Any) -> float:

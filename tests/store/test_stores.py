@@ -144,6 +144,7 @@ def test_credentials_that_are_refused(
     wrong = credentials_file(tmp_path, *keys)
     error = failure(s3(server, tmp_path, url=f"s3://{server.make_bucket()}", credentials=str(wrong)))
     assert isinstance(error, AccessDenied)
+    assert "(repository 'test')" in error.message
     assert "credentials" in error.hint
 
 
