@@ -10,6 +10,7 @@ IMAGE ?= docker.io/library/stillframe:0.1.0
 BUILDER ?= docker build
 HELM ?= helm
 CLUSTER ?= kind
+TESTS ?= tests
 
 .PHONY: demo test check sanity e2e soak proto bench image manifests clean
 
@@ -17,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
 
 test: check
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" CLUSTER='$(CLUSTER)' $(BIN)/python -m pytest $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from kubernetes import client, config
@@ -29,7 +30,8 @@ _VERSIONS = {
     "Secret": "v1", "CSINode": "storage.k8s.io/v1", "StorageClass": "storage.k8s.io/v1",
     "CSIStorageCapacity": "storage.k8s.io/v1",
     "VolumeSnapshot": "snapshot.storage.k8s.io/v1", "VolumeSnapshotContent": "snapshot.storage.k8s.io/v1",
-    "VolumeSnapshotClass": "snapshot.storage.k8s.io/v1", "DaemonSet": "apps/v1", "Deployment": "apps/v1",
+    "VolumeSnapshotClass": "snapshot.storage.k8s.io/v1", "DaemonSet": "apps/v1",
+    "Deployment": "apps/v1", "StatefulSet": "apps/v1", "ConfigMap": "v1",
     "VolumeGroupSnapshot": "groupsnapshot.storage.k8s.io/v1beta2",
 }  # fmt: skip
 
@@ -60,8 +62,7 @@ class Cluster:
     def make(self, kind: str, name: str, body: Mapping[str, Any], namespace: str | None = None) -> Manifest:
         manifest = {"apiVersion": _VERSIONS[kind], "kind": kind, **body}
         manifest["metadata"] = {"name": name, **body.get("metadata", {})}
-        made = self.of(kind).create(body=manifest, namespace=namespace)
-        return dict(made.to_dict())
+        return dict(self.of(kind).create(body=manifest, namespace=namespace).to_dict())
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Manifest | None:
         with contextlib.suppress(NotFoundError):
@@ -121,6 +122,27 @@ class Cluster:
         (pod,) = (pod for pod in self.pods_of(component) if pod["spec"]["nodeName"] == node)
         return str(pod["metadata"]["name"])
 
+    def restart(self, kind: str, name: str, namespace: str = SYSTEM) -> None:
+        """A rolling restart, as `kubectl rollout restart` does it; returns when the last pod is replaced and ready."""
+        at = {"kubectl.kubernetes.io/restartedAt": datetime.now(UTC).isoformat()}
+        self.change(kind, name, {"spec": {"template": {"metadata": {"annotations": at}}}}, namespace)
+        self.rolled_out(kind, name, namespace)
+
+    def rolled_out(self, kind: str, name: str, namespace: str = SYSTEM) -> None:
+        """Wait until every pod of a Deployment or DaemonSet is of the newest template, and available."""
+
+        def is_so(found: Manifest) -> bool:
+            status = found["status"]
+            if status.get("observedGeneration", 0) < found["metadata"]["generation"]:
+                return False
+            if kind == "DaemonSet":
+                wanted = status["desiredNumberScheduled"]
+                return bool(status.get("updatedNumberScheduled") == wanted == status.get("numberAvailable"))
+            wanted = found["spec"]["replicas"]
+            return bool(status.get("updatedReplicas") == wanted == status.get("availableReplicas") == status["replicas"])
+
+        self.wait(kind, name, is_so, 180, namespace)
+
     def run(self, namespace: str, pod: str, *command: str, container: str | None = None, seconds: float = 120) -> str:
         """What a command in a pod prints. Raises AssertionError with its output if it fails."""
         options = {"container": container} if container else {}
@@ -140,6 +162,9 @@ class Cluster:
     def helm(self, *arguments: str) -> str:
         return run("helm", *arguments, environment=self.machines.programs)
 
+    def kubectl(self, *arguments: str) -> str:
+        return run("kubectl", *arguments, environment=self.machines.programs)
+
 
 class Story:
     """One story's namespace."""
@@ -147,6 +172,7 @@ class Story:
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self._owned: list[tuple[str, str]] = []
         cluster.make("Namespace", namespace, {})
 
     def claim(
@@ -164,11 +190,33 @@ class Story:
         self.make("PersistentVolumeClaim", name, {"metadata": {"name": name, "labels": labels or {}}, "spec": spec})
         return name
 
+    def filled(self, name: str, claim: str, mebibytes: int, then: str = "sleep infinity") -> tuple[str, str]:
+        """A pod that writes a file of random bytes to a claim and goes on: its node, and what `md5sum /data/file` prints."""
+        fill = f"head -c {mebibytes}M /dev/urandom > /data/file; sync; md5sum /data/file"
+        self.pod(name, {claim: "/data"}, f"{fill}; {then}")
+        node = self.running(name)
+        return node, self.wait_for_output(name).splitlines()[0]
+
     def pod(
         self, name: str, claims: Mapping[str, str], script: str = "sleep infinity", *, node: str | None = None,
         read_only: bool = False, volumes: Sequence[Manifest] = (),
     ) -> str:  # fmt: skip
         """A pod of the tools' image with claims at paths: those below /dev are block devices."""
+        spec = self._pod_spec(claims, script, node, read_only, volumes)
+        self.make("Pod", name, {"spec": {**spec, "restartPolicy": "Never"}})
+        return name
+
+    def workload(self, name: str, claims: Mapping[str, str], script: str, node: str | None = None) -> str:
+        """A StatefulSet of one pod, which is made again whenever it goes; the pod's name."""
+        labels = {"app": name}
+        template = {"metadata": {"labels": labels}, "spec": self._pod_spec(claims, script, node, False, ())}
+        spec = {"serviceName": name, "replicas": 1, "selector": {"matchLabels": labels}, "template": template}
+        self.make("StatefulSet", name, {"spec": spec})
+        return f"{name}-0"
+
+    def _pod_spec(
+        self, claims: Mapping[str, str], script: str, node: str | None, read_only: bool, volumes: Sequence[Manifest]
+    ) -> Manifest:  # fmt: skip
         devices = [{"name": claim, "devicePath": path} for claim, path in claims.items() if path.startswith("/dev/")]
         mounts = [{"name": claim, "mountPath": path} for claim, path in claims.items() if not path.startswith("/dev/")]
         mounts += [{"name": volume["name"], "mountPath": f"/{volume['name']}"} for volume in volumes]
@@ -177,7 +225,7 @@ class Story:
             "volumeDevices": devices, "volumeMounts": mounts,
         }  # fmt: skip
         spec: Manifest = {
-            "containers": [container], "terminationGracePeriodSeconds": 1, "restartPolicy": "Never",
+            "containers": [container], "terminationGracePeriodSeconds": 1,
             "volumes": [
                 *({"name": claim, "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}} for claim in claims),
                 *volumes,
@@ -185,8 +233,21 @@ class Story:
         }  # fmt: skip
         if node is not None:
             spec["nodeSelector"] = {"kubernetes.io/hostname": node}
-        self.make("Pod", name, {"spec": spec})
-        return name
+        return spec
+
+    def fio(self, name: str, claim: str, node: str | None = None) -> str:
+        """A pod that writes and checks what it reads until `fio_ended`, and fails at the first error."""
+        script = (
+            "while ! [ -e /tmp/enough ]; do fio --name=check --filename=/data/file --rw=randrw --bs=4k --size=64m "
+            "--direct=1 --ioengine=libaio --iodepth=8 --rate_iops=400 --time_based --runtime=5 --verify=crc32c "
+            "--verify_backlog=256 --verify_fatal=1 --output-format=terse; done"
+        )
+        return self.pod(name, {claim: "/data"}, script, node=node)
+
+    def fio_ended(self, name: str) -> None:
+        """Stop it; it had no error."""
+        self.run(name, "touch /tmp/enough")
+        self.done(name)
 
     def running(self, pod: str, seconds: float = 90) -> str:
         """The node of the pod, once it runs."""
@@ -199,6 +260,21 @@ class Story:
         output = self.cluster.log(self.namespace, pod)
         assert ended["status"]["phase"] == "Succeeded", output
         return output
+
+    def wait_for_output(self, pod: str, seconds: float = 90) -> str:
+        """What a running pod has printed, once that is at least a line."""
+
+        def look() -> str | None:
+            with contextlib.suppress(ApiException):  # it has not begun
+                text = self.cluster.log(self.namespace, pod)
+                return text if "\n" in text else None
+            return None
+
+        return str(until(look, seconds, lambda: f"pod {pod} prints nothing: {self.get('Pod', pod)}"))
+
+    def newest(self, pod: str) -> int:
+        """The last number that a writer (e2e/image/writers) said it had made durable."""
+        return int(self.cluster.log(self.namespace, pod).split()[-1])
 
     def snapshot(self, name: str, claim: str, snapshot_class: str = CLASS) -> str:
         """Ask for a VolumeSnapshot of a claim."""
@@ -235,6 +311,13 @@ class Story:
     def make(self, kind: str, name: str, body: Mapping[str, Any]) -> Manifest:
         return self.cluster.make(kind, name, body, self.namespace)
 
+    def own(self, kind: str, name: str, body: Mapping[str, Any]) -> str:
+        """Make an object that has no namespace; its name, which is this story's alone. It goes with the story."""
+        name = f"{self.namespace}-{name}"
+        self.cluster.make(kind, name, body)
+        self._owned.append((kind, name))
+        return name
+
     def get(self, kind: str, name: str) -> Manifest | None:
         return self.cluster.get(kind, name, self.namespace)
 
@@ -259,12 +342,19 @@ class Story:
                          f"{[event['message'] for event in self.cluster.events(name, self.namespace)]}"))  # fmt: skip
 
     def end(self, seconds: float = 120) -> None:
-        """Take everything away: pods, then snapshots, then claims, then the namespace."""
-        for kind in ("Pod", "VolumeGroupSnapshot", "VolumeSnapshot", "PersistentVolumeClaim"):
-            with contextlib.suppress(ApiException, ConflictError):
-                names = [found["metadata"]["name"] for found in self.cluster.every(kind, self.namespace)]
-                for name in names:
-                    self.cluster.delete(kind, name, self.namespace)
-                for name in names:
-                    self.cluster.wait_gone(kind, name, seconds, self.namespace)
+        """Take everything away: pods first; snapshots and claims hold each other, so they go together."""
+        self._remove(("StatefulSet", "Pod"), seconds)
+        self._remove(("VolumeGroupSnapshot", "VolumeSnapshot", "PersistentVolumeClaim"), seconds)
+        for kind, name in self._owned:
+            self.cluster.delete(kind, name)
         self.cluster.delete("Namespace", self.namespace)
+
+    def _remove(self, kinds: Sequence[str], seconds: float) -> None:
+        names = []
+        for kind in kinds:
+            with contextlib.suppress(ApiException, ConflictError):
+                for found in self.cluster.every(kind, self.namespace):
+                    names.append((kind, found["metadata"]["name"]))
+                    self.cluster.delete(*names[-1], self.namespace)
+        for kind, name in names:
+            self.cluster.wait_gone(kind, name, seconds, self.namespace)

@@ -5,28 +5,52 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pytest
 
-from e2e import install
 from e2e.cluster import TOOLS, Cluster, Story
+from e2e.install import IMAGE, Release
 from e2e.kind import Kind
 from e2e.machines import Machines, TestBed
+from e2e.slow import SlowStore
 
 ROOT = Path(__file__).parents[1]
-_LAST = ("test_nodes_that_die", "test_uninstall")
-"""Stories after which the cluster is not as it was come last."""
+_LAST = ("test_upgrade", "test_nodes_that_die", "test_uninstall")
+"""Stories after which the cluster is not as it was come last; the installation comes first."""
+_STORY_SECONDS = 400
+"""Without the fixtures: the first story waits for the images, which may take minutes."""
+_FIGURES = pytest.StashKey[list[str]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
-        name = item.module.__name__.rpartition(".")[2] if isinstance(item, pytest.Function) else ""
-        return _LAST.index(name) + 1 if name in _LAST else 0
+        if not _is_story(item):
+            return -2
+        name = item.path.stem
+        return -1 if name == "test_install" else _LAST.index(name) + 1 if name in _LAST else 0
 
     items.sort(key=place)
+    for item in filter(_is_story, items):
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_STORY_SECONDS, func_only=True))
+
+
+def _is_story(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(ROOT / "e2e")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(_FIGURES, []):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def figure(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Something measured, for the end of the run's output."""
+    return pytestconfig.stash.setdefault(_FIGURES, []).append
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +68,7 @@ def machines() -> Iterator[Machines]:
 @pytest.fixture(scope="session")
 def images(machines: Machines) -> None:
     """The driver's image of this tree, and the one of the stories' pods."""
-    machines.build(install.IMAGE, ROOT)
+    machines.build(IMAGE, ROOT)
     machines.build(TOOLS, ROOT / "e2e/image")
 
 
@@ -61,12 +85,28 @@ def bucket(machines: Machines) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(machines: Machines, images: None, bucket: str) -> Iterator[Cluster]:
-    """The cluster, with the driver in it."""
-    made = Cluster(machines)
-    install.install(made, bucket)
+def slow(machines: Machines) -> Iterator[SlowStore]:
+    """The way that the repository `slow` takes to the store; as fast as any until a story says otherwise."""
+    made = SlowStore(machines.store.endpoint)
     yield made
-    install.remove(made)
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def release(machines: Machines, images: None, bucket: str, slow: SlowStore) -> Iterator[Release]:
+    """The driver, installed."""
+    made = Release(Cluster(machines), bucket, slow.endpoint)
+    made.prepare()
+    made.install()
+    yield made
+    if made.is_installed():
+        made.remove()
+
+
+@pytest.fixture(scope="session")
+def cluster(release: Release) -> Cluster:
+    """The cluster with the driver in it."""
+    return release.cluster
 
 
 @pytest.fixture

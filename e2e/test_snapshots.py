@@ -11,11 +11,6 @@ def other_node(story: Story, node: str) -> str:
     return next(name for name in story.cluster.nodes() if name != node)
 
 
-def newest(story: Story, pod: str) -> int:
-    """The last number that a writer said it had made durable."""
-    return int(story.cluster.log(story.namespace, pod).split()[-1])
-
-
 def wait_for_numbers(story: Story, pod: str, count: int = 20) -> None:
     story.running(pod)
     story.wait("Pod", pod, lambda _: len(story.cluster.log(story.namespace, pod).split()) >= count)
@@ -27,12 +22,12 @@ def test_a_file_system_is_restored_as_it_was_at_the_cut(story: Story, storage_cl
     story.claim("data", "320Mi", storage_class=storage_class)
     story.pod("writer", {"data": "/data"}, "python3 /writers/counter.py /data/log")
     wait_for_numbers(story, "writer")
-    before = newest(story, "writer")
+    before = story.newest("writer")
     story.snapshot("monday", "data")
     story.cut("monday")
-    after = newest(story, "writer") + 1  # one may be in the file and not yet said
+    after = story.newest("writer") + 1  # one may be in the file and not yet said
     story.complete("monday")
-    assert newest(story, "writer") > after, "the writer stood still"
+    assert story.newest("writer") > after, "the writer stood still"
     story.claim("restored", "320Mi", storage_class=storage_class, source=("VolumeSnapshot", "monday"))
     node = story.running("writer")
     story.pod("reader", {"restored": "/data"}, "cat /data/log", node=other_node(story, node) if elsewhere else node)
@@ -46,10 +41,10 @@ def test_a_block_device_is_restored_as_it_was_at_the_cut(story: Story) -> None:
     story.claim("raw", "96Mi", block=True)
     story.pod("writer", {"raw": "/dev/raw"}, "python3 /writers/stamps.py write /dev/raw")
     wait_for_numbers(story, "writer")
-    before = newest(story, "writer")
+    before = story.newest("writer")
     story.snapshot("monday", "raw")
     story.complete("monday")
-    after = newest(story, "writer") + 16
+    after = story.newest("writer") + 16
     story.claim("restored", "96Mi", block=True, source=("VolumeSnapshot", "monday"))
     story.pod("reader", {"restored": "/dev/raw"}, "python3 /writers/stamps.py check /dev/raw",
               node=other_node(story, story.running("writer")))  # fmt: skip
@@ -61,7 +56,7 @@ def test_a_database_is_consistent_in_every_snapshot(story: Story) -> None:
     story.pod("writer", {"data": "/data"}, "python3 /writers/ledger.py write /data/ledger")
     wait_for_numbers(story, "writer")
     for number in range(3):
-        before = newest(story, "writer")
+        before = story.newest("writer")
         story.snapshot(f"s{number}", "data")
         story.complete(f"s{number}")
         story.claim(f"r{number}", "512Mi", source=("VolumeSnapshot", f"s{number}"))
@@ -73,7 +68,7 @@ def test_a_frozen_file_system_needs_no_recovery(story: Story) -> None:
     story.claim("data", "320Mi")
     story.pod("writer", {"data": "/data"}, "python3 /writers/counter.py /data/log")
     wait_for_numbers(story, "writer")
-    before = newest(story, "writer")
+    before = story.newest("writer")
     story.snapshot("still", "data", "stillframe-freeze")
     story.complete("still")
     story.claim("restored", "320Mi", source=("VolumeSnapshot", "still"))
@@ -115,7 +110,7 @@ def test_a_claim_is_cloned(story: Story) -> None:
     story.claim("data", "320Mi")
     story.pod("writer", {"data": "/data"}, "python3 /writers/counter.py /data/log")
     wait_for_numbers(story, "writer")
-    before = newest(story, "writer")
+    before = story.newest("writer")
     story.claim("twin", "320Mi", source=("PersistentVolumeClaim", "data"))
     story.pod("reader", {"twin": "/data"}, "wc -l < /data/log")
     assert int(story.done("reader")) >= before
@@ -124,9 +119,10 @@ def test_a_claim_is_cloned(story: Story) -> None:
 @pytest.mark.parametrize("storage_class", [CLASS, "stillframe-xfs"])
 def test_a_snapshot_is_restored_into_a_larger_claim(story: Story, storage_class: str) -> None:
     story.claim("data", "320Mi", storage_class=storage_class)
-    story.pod("writer", {"data": "/data"}, "echo kept > /data/file; sync; sleep infinity")
+    script = "echo kept > /data/file; sync; df -k --output=size /data | tail -1; sleep infinity"
+    story.pod("writer", {"data": "/data"}, script)
     story.running("writer")
-    before = int(story.run("writer", "while ! [ -e /data/file ]; do sleep 0.1; done; df -k --output=size /data | tail -1"))
+    before = int(story.wait_for_output("writer"))
     story.snapshot("monday", "data")
     story.complete("monday")
     story.claim("larger", "800Mi", storage_class=storage_class, source=("VolumeSnapshot", "monday"))
@@ -150,9 +146,7 @@ def test_a_snapshot_goes_with_its_object_if_the_policy_is_delete(story: Story) -
 def test_a_snapshot_that_is_retained_is_imported_again(story: Story) -> None:
     """Only the bucket knows it any more; a VolumeSnapshotContent made by hand brings it back."""
     story.claim("data")
-    story.pod("writer", {"data": "/data"}, "echo kept > /data/file; sync; sleep infinity")
-    story.running("writer")
-    story.run("writer", "while ! [ -e /data/file ]; do sleep 0.1; done")
+    _, digest = story.filled("writer", "data", 1)
     story.snapshot("kept", "data", "stillframe-retain")
     story.complete("kept")
     content = story.content("kept")
@@ -164,9 +158,10 @@ def test_a_snapshot_that_is_retained_is_imported_again(story: Story) -> None:
     story.delete("PersistentVolumeClaim", "data")
     assert handle in handles(story)
     import_snapshot(story, "imported", handle)
+    story.complete("imported")
     story.claim("again", source=("VolumeSnapshot", "imported"))
-    story.pod("reader", {"again": "/data"}, "cat /data/file")
-    assert story.done("reader").strip() == "kept"
+    story.pod("reader", {"again": "/data"}, "md5sum /data/file")
+    assert story.done("reader").strip() == digest
 
 
 def handles(story: Story) -> str:
@@ -176,7 +171,7 @@ def handles(story: Story) -> str:
 
 
 def import_snapshot(story: Story, name: str, handle: str) -> None:
-    """A pre-provisioned VolumeSnapshotContent and its VolumeSnapshot."""
+    """Ask for a snapshot that the repository has, by a VolumeSnapshotContent made by hand, and its VolumeSnapshot."""
     content = f"{story.namespace}-{name}"
     reference = {"name": name, "namespace": story.namespace}
     story.cluster.make("VolumeSnapshotContent", content, {"spec": {
@@ -185,4 +180,3 @@ def import_snapshot(story: Story, name: str, handle: str) -> None:
     }})  # fmt: skip
     spec = {"source": {"volumeSnapshotContentName": content}, "volumeSnapshotClassName": CLASS}
     story.make("VolumeSnapshot", name, {"spec": spec})
-    story.complete(name)

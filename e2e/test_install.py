@@ -1,0 +1,29 @@
+"""The driver is installed with Helm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from e2e.cluster import CLASS, SYSTEM, Story, until
+from e2e.install import Release
+
+
+def test_the_first_claim_is_bound(story: Story, release: Release, figure: Callable[[str], None]) -> None:
+    story.claim("first")
+    story.pod("pod", {"first": "/data"})
+    story.bound("first")
+    figure(f"helm install to the first bound claim: {time.monotonic() - release.began:.0f} s")
+    story.running("pod")
+
+
+def test_every_node_says_how_much_it_has_free(story: Story) -> None:
+    def told() -> dict[str, str]:
+        return {
+            capacity["nodeTopology"]["matchLabels"]["topology.stillframe.io/node"]: capacity["capacity"]
+            for capacity in story.cluster.every("CSIStorageCapacity", SYSTEM)
+            if capacity["storageClassName"] == CLASS and "capacity" in capacity
+        }  # fmt: skip
+
+    until(lambda: sorted(told()) == story.cluster.nodes(), 60, lambda: f"free space is known of {told()}")
+    assert all(free not in ("", "0") for free in told().values())
