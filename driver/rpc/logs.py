@@ -6,11 +6,12 @@ names are in the lines that follow it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 from google.protobuf.message import Message
@@ -26,8 +27,23 @@ _SENSITIVE: Final = frozenset({"csi.v1.VolumeCapability.MountVolume.mount_flags"
 _numbers = itertools.count(1)
 
 
+class _Unread:
+    """A stream that nobody may read any more: who reads a container's output can die before it, and its calls are served."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure(debug: bool = False) -> None:
-    """JSON lines on standard error."""
+    """JSON lines on standard error; they are lost, and nothing else, when that cannot be written to."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -37,7 +53,7 @@ def configure(debug: bool = False) -> None:
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_Unread(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
 

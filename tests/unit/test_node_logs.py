@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -54,3 +57,18 @@ def test_the_specification_marks_some() -> None:
     assert len(with_secrets) > 10
     for name in with_secrets:
         assert logs.is_secret(getattr(csi_pb2, name).DESCRIPTOR.fields_by_name["secrets"])
+
+
+@pytest.mark.parametrize("said", [
+    "from driver.rpc import logs; logs.configure(); logs.log().info('unread')",
+    "from driver.host.log import say; say('keeper', 'unread')",
+], ids=["a plugin's", "the engine's"])  # fmt: skip
+def test_a_log_that_nobody_reads_stops_nothing(said: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-c", f"{said}; print('alive')"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, check=False)
+    finally:
+        os.close(writer)
+    assert done.stdout == b"alive\n"
