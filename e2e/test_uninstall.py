@@ -1,0 +1,72 @@
+"""The driver is taken away; what it leaves, and what a new installation finds in the bucket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from e2e.cluster import SYSTEM, Story, until
+from e2e.install import Release
+from e2e.test_snapshots import import_snapshot
+
+STATE = "/var/lib/stillframe"
+
+
+def engine_of(story: Story, node: str) -> str:
+    """The id of a node's engine, which is in the names of its devices."""
+    return str(json.loads(story.cluster.machines.on_node(node, "cat", f"{STATE}/state.json"))["engine_id"])
+
+
+def left_on(story: Story, node: str, engine: str) -> list[str]:
+    """Mounts, loop devices and processes of the driver on a node."""
+    script = (
+        f"grep stillframe /proc/mounts | grep -v -e ' {STATE} ' -e ' /run/stillframe '; "
+        f"grep -l {engine} /sys/block/loop*/loop/backing_file; grep -la '/opt/stillframe/[b]in' /proc/[0-9]*/cmdline; true"
+    )
+    return story.cluster.machines.on_node(node, "sh", "-c", f"({script}) 2>/dev/null").splitlines()
+
+
+def wait_clean(story: Story, node: str, engine: str) -> None:
+    until(lambda: not left_on(story, node, engine), 30, lambda: f"on {node}: {left_on(story, node, engine)}")
+
+
+@pytest.mark.timeout(900, func_only=True)
+def test_the_driver_goes_and_leaves_nothing_and_finds_its_snapshots_in_an_empty_cluster(
+    story: Story, release: Release
+) -> None:
+    story.claim("data", "128Mi")
+    story.pod("pod", {"data": "/data"}, "echo kept > /data/file; sync; echo; sleep infinity")
+    story.running("pod")
+    story.wait_for_output("pod")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        release.remove()
+    assert f"{story.namespace}/data" in (refused.value.stdout + refused.value.stderr)
+    assert story.run("pod", "cat /data/file").strip() == "kept"
+
+    story.snapshot("kept", "data", "stillframe-retain")
+    story.complete("kept")
+    content = story.content("kept")["metadata"]["name"]
+    handle = story.content("kept")["status"]["snapshotHandle"]
+    story.delete("VolumeSnapshot", "kept")
+    story.cluster.delete("VolumeSnapshotContent", content)
+    story.delete("Pod", "pod")
+    volume = story.bound("data")["metadata"]["name"]
+    story.delete("PersistentVolumeClaim", "data")
+    story.cluster.wait_gone("PersistentVolume", volume)
+
+    nodes = story.cluster.nodes()
+    engines = {node: engine_of(story, node) for node in nodes}
+    release.remove()
+    until(lambda: not story.cluster.every("Pod", SYSTEM), 120, lambda: f"{story.cluster.every('Pod', SYSTEM)}")
+    for node in nodes:
+        wait_clean(story, node, engines[node])
+        story.cluster.machines.on_node(node, "sh", "-c", f"rm -rf {STATE}/*")
+
+    release.install()
+    import_snapshot(story, "imported", handle)
+    story.complete("imported")
+    story.claim("again", "128Mi", source=("VolumeSnapshot", "imported"))
+    story.pod("reader", {"again": "/data"}, "cat /data/file")
+    assert story.done("reader").strip() == "kept"
