@@ -9,6 +9,8 @@ import pytest
 from e2e.cluster import SYSTEM, Story, until
 from e2e.slow import SlowStore
 
+pytestmark = pytest.mark.thorough
+
 COUNTER = "python3 /writers/counter.py /data/log"
 
 

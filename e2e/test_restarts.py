@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from e2e.cluster import SYSTEM, Story
 from e2e.slow import SlowStore
 
 
+@pytest.mark.thorough
 def test_controller_and_node_plugin_are_restarted_under_a_writer_and_a_snapshot(story: Story, slow: SlowStore) -> None:
     story.claim("data", "128Mi")
     story.fio("fio", "data")

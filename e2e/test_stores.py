@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from e2e.cluster import Story
 from e2e.slow import SlowStore
+
+pytestmark = pytest.mark.thorough
 
 
 def test_a_snapshot_outlives_a_minute_without_the_store(story: Story, slow: SlowStore) -> None:

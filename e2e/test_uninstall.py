@@ -11,6 +11,8 @@ from e2e.cluster import SYSTEM, Story, until
 from e2e.install import Release
 from e2e.test_snapshots import import_snapshot
 
+pytestmark = pytest.mark.thorough
+
 STATE = "/var/lib/stillframe"
 
 

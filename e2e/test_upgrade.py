@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from e2e.cluster import SYSTEM, Story
 from e2e.conftest import ROOT
 from e2e.install import IMAGE, Release
 from e2e.machines import Machines
+
+pytestmark = pytest.mark.thorough
 
 NEW = "upgraded"
 
