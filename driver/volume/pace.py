@@ -17,10 +17,11 @@ _LIFE_SECONDS: Final = 1.0
 class Pace:
     """Sleeps of the sweeper. `bytes_per_second` 0 means no limit but the users' needs."""
 
-    def __init__(self, shared: Shared, bytes_per_second: int, slice_bytes: int) -> None:
+    def __init__(self, shared: Shared, bytes_per_second: int) -> None:
         self._shared = shared
-        self._interval = slice_bytes / bytes_per_second if bytes_per_second else 0.0
-        self._next = time.monotonic()
+        self._seconds_per_byte = 1 / bytes_per_second if bytes_per_second else 0.0
+        self.due = time.monotonic()
+        """When what was read so far is due at the rate."""
         self._slots = [shared.slot_words(number) for number in range(shared.words[Word.SLOT_COUNT])]
 
     def buffer_fills(self) -> bool:
@@ -28,17 +29,19 @@ class Pace:
         words = self._shared.words
         return words[Word.USED] * _FULL_SHARE > words[Word.MEMORY_LIMIT]
 
-    def after_slice(self) -> None:
-        """Wait as the rate asks; without one, as long as the users' last answer took, if they are there.
+    def after(self, length_bytes: int) -> None:
+        """Wait as the rate asks for what was read; without one, as long as the users' last answer took, if they are there.
 
         Who fell behind the rate, waiting for a pack buffer or the disk, makes up for it, at most a second's worth.
         """
-        if not self._interval:
+        if not length_bytes:
+            return
+        if not self._seconds_per_byte:
             wait = self._latency_of_users()
         else:
             now = time.monotonic()
-            self._next = max(self._next + self._interval, now - _BACKLOG_SECONDS)
-            wait = self._next - now
+            self.due = max(self.due + length_bytes * self._seconds_per_byte, now - _BACKLOG_SECONDS)
+            wait = self.due - now
         while wait > 0:
             self._shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
             time.sleep(min(wait, _LIFE_SECONDS))

@@ -227,7 +227,8 @@ class Slots:
             self._locks.release(LOCK_PREIMAGES)
 
 
-def _spans(shared: Shared) -> tuple[tuple[int, int], ...]:
+def spans(shared: Shared) -> tuple[tuple[int, int], ...]:
+    """(first, end) of the slots that may be in use: in memory, in the spill file, zero marks."""
     words = shared.words
     return (
         (0, words[Word.MEMORY_TOP]),
@@ -238,7 +239,7 @@ def _spans(shared: Shared) -> tuple[tuple[int, int], ...]:
 
 def _marked(shared: Shared, mark: int) -> Iterator[int]:
     wanted = bytes([mark])
-    for first, end in _spans(shared):
+    for first, end in spans(shared):
         found = shared.map.find(wanted, OWNERS_AT + first, OWNERS_AT + end)
         while found >= 0:
             yield found - OWNERS_AT

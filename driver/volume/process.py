@@ -13,7 +13,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from driver.core.sizes import CHUNK_BYTES
 from driver.host import kernel
 from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import PackBuffers
@@ -24,7 +23,7 @@ from driver.volume.pace import Pace
 from driver.volume.parking import Parking
 from driver.volume.preimages import recover_reserved
 from driver.volume.requests import Disconnected, Worker
-from driver.volume.sweep import SLICE_CHUNKS, SessionFailed, Sweeper
+from driver.volume.sweep import SessionFailed, Sweeper
 
 Roles = Mapping[str, int]
 """Descriptors of one volume: memory, backing, spill; fuse while it is attached; pack buffers while a session runs."""
@@ -99,7 +98,7 @@ def sweep(roles: Roles, argument: Mapping[str, Any]) -> None:
     if shared.session_id() != argument["session"]:
         return
     locks = RecordLocks(shared.fd)
-    pace = Pace(shared, argument["bytes_per_second"], SLICE_CHUNKS * CHUNK_BYTES)
+    pace = Pace(shared, argument["bytes_per_second"])
     packs = PackBuffers(roles[argument["packs"]])
     sweeper = Sweeper(shared, packs, BackingFile(roles["backing"]), roles["spill"], locks, pace)
     try:

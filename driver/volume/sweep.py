@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import Counter
 from typing import Final, NoReturn
 
 from driver.core.sizes import (
@@ -43,6 +42,7 @@ from driver.volume.layout import (
     Shared,
     Word,
 )
+from driver.volume.order import Order
 from driver.volume.pace import Pace
 from driver.volume.preimages import Locks, Preimage, Slots, chain, recover_sealed
 
@@ -71,15 +71,15 @@ class Sweeper:
         self._chunks = chunks_of(shared.words[Word.SESSION_BYTES])
         self._pack: int | None = None
         self._place = 0
-        self._cursor = 0
+        self._order = Order(shared, locks, self._chunks)
 
     def run(self) -> None:
         """Sweep to the end, or until the session fails (SessionFailed)."""
         if self._packs.get(Header.SWEEP_DONE):
             return
         self.recover()
-        while self.step():
-            self._pace.after_slice()
+        while (length_bytes := self.step()) is not None:
+            self._pace.after(length_bytes)
         self.finish()
 
     def recover(self) -> None:
@@ -93,24 +93,24 @@ class Sweeper:
             recover_sealed(self._shared, self._locks)
             self._hand_over_if_full()
 
-    def step(self) -> bool:
-        """Seal the next slice, or the next hole. False when every chunk is sealed."""
+    def step(self) -> int | None:
+        """Seal the next slice, or the next hole; how many bytes were read. None when every chunk is sealed."""
         self._check()
-        captured_most = self._most_captured() if self._pace.buffer_fills() else None
-        if captured_most is not None:
-            self._seal_slice(captured_most, 1)
-            return True
-        first = self._next_pending()
+        if self._pace.buffer_fills() and (first := self._order.most_captured()) is not None:
+            return self._seal_slice(first, 1)
+        first = self._order.captured()
         if first is None:
-            return False
+            first = self._order.by_position()
+        if first is None:
+            return None
         region_end = min((first // CHUNKS_PER_REGION + 1) * CHUNKS_PER_REGION, self._chunks)
         run_end = changes.pending_end(self._shared, first, region_end)
-        if not self._seal_hole(first, run_end):
-            count = 1
-            while count < SLICE_CHUNKS and first + count < run_end and not self._shared.is_sealed(first + count):
-                count += 1
-            self._seal_slice(first, count)
-        return True
+        if not self._shared.chunks[first] and self._seal_hole(first, run_end):
+            return 0
+        count = 1
+        while count < SLICE_CHUNKS and first + count < run_end and not self._shared.is_sealed(first + count):
+            count += 1
+        return self._seal_slice(first, count)
 
     def finish(self) -> None:
         """Hand over the last buffer and say that the sweep is done."""
@@ -137,43 +137,6 @@ class Sweeper:
         self._shared.words[Word.SWEEP_NANOSECONDS] = time.monotonic_ns()
         if self._shared.words[Word.FAILED]:
             raise SessionFailed
-
-    def _next_pending(self) -> int | None:
-        """The first chunk from the cursor on that is to be sealed; finished regions are released on the way."""
-        shared = self._shared
-        while self._cursor < self._chunks:
-            region = self._cursor // CHUNKS_PER_REGION
-            end = min((region + 1) * CHUNKS_PER_REGION, self._chunks)
-            if shared.regions[region]:
-                self._cursor = end
-                continue
-            chunks = shared.chunks
-            chunk = changes.next_pending(shared, self._cursor, end)
-            while chunk < end and chunks[chunk] == SEALED:
-                chunk = changes.next_pending(shared, chunk + 1, end)
-            self._cursor = chunk
-            if chunk < end:
-                return chunk
-            self._release_region(region)
-        return None
-
-    def _release_region(self, region: int) -> None:
-        """Every chunk of the region is sealed: one byte says so from now on."""
-        start = LOCK_CHUNKS + region * CHUNKS_PER_REGION
-        self._locks.acquire(start, CHUNKS_PER_REGION)
-        self._shared.regions[region] = 1
-        self._shared.release_chunks(region)
-        self._locks.release(start, CHUNKS_PER_REGION)
-
-    def _most_captured(self) -> int | None:
-        """The pending chunk that holds most pre-image slots: its seal frees them."""
-        shared = self._shared
-        top = shared.words[Word.MEMORY_TOP]
-        counted = Counter(shared.notes[: top * 4 : 4].tolist())
-        for chunk, _ in counted.most_common(32):
-            if chunk < self._chunks and not shared.is_sealed(chunk) and shared.chunks[chunk]:
-                return chunk
-        return None
 
     def _seal_hole(self, first: int, end: int) -> bool:
         """Seal the untouched chunks from `first` on that the file has no data for. Whether there was one.
@@ -217,7 +180,8 @@ class Sweeper:
         self._shared.fail(Failure.READ_ERROR, error.errno or 0)
         raise SessionFailed from error
 
-    def _seal_slice(self, first: int, count: int) -> None:
+    def _seal_slice(self, first: int, count: int) -> int:
+        """Seal up to `count` chunks; how many bytes were read."""
         pack = self._room()
         count = min(count, CHUNKS_PER_PACK - self._place)
         place = self._place
@@ -230,6 +194,7 @@ class Sweeper:
                 self._packs.data(pack, self._place)[:] = self._packs.data(pack, place + index)
             self._seal(first + index, pack)
         self._hand_over_if_full()
+        return count * CHUNK_BYTES
 
     def _seal(self, chunk: int, pack: int) -> None:
         """Fix the bytes of a chunk that were read to the next place of `pack`."""

@@ -202,8 +202,8 @@ class Run:
 
     def sweeper(self) -> None:
         with mock.patch("driver.volume.sweep.time.sleep", lambda seconds: self.scheduler.current().pause()):
-            pace = Pace(self.shared, 0, 1)
-            pace.after_slice = lambda: self.scheduler.current().pause()  # type: ignore[method-assign]
+            pace = Pace(self.shared, 0)
+            pace.after = lambda length_bytes: self.scheduler.current().pause()  # type: ignore[method-assign]
             Sweeper(self.shared, self.packs, self.backing, self.spill, self.locks, pace).run()
 
     def sender(self) -> None:

@@ -29,7 +29,7 @@ def test_a_full_directory_is_handed_over_and_not_overrun() -> None:
         packs.append(0, Entry(Kind.ZERO, 0, 1))
     with pytest.raises(Internal, match="no room"):
         packs.append(0, Entry(Kind.ZERO, 0, 1))
-    Sweeper(shared, packs, BackingFile(backing), backing, RecordLocks(memory), Pace(shared, 0, 1)).recover()
+    Sweeper(shared, packs, BackingFile(backing), backing, RecordLocks(memory), Pace(shared, 0)).recover()
     assert packs.state(0) is State.READY
     packs.close()
     shared.close()
