@@ -10,7 +10,7 @@ from typing import Any, Final
 from bench.programs import ProgramFailed, finish, kill, run, start
 
 _SLACK_SECONDS: Final = 120.0
-FILL: Final = "fio --name=fill --rw=write --bs=1M --iodepth=8 --ioengine=libaio --direct=1 --end_fsync=1"
+FILL: Final = "fio --name=fill --rw=write --bs=1M --iodepth=8 --ioengine=libaio --direct=1 --end_fsync=1 --refill_buffers=1"
 
 
 @dataclass(frozen=True, slots=True)

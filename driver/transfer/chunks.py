@@ -14,6 +14,9 @@ from driver.transfer.region import DIGEST_BYTES, Chunk, Codec
 LEVEL: Final = 1
 WORTH_BYTES: Final = CHUNK_BYTES * 97 // 100
 """A compressed chunk is stored only if it has at most this many bytes."""
+_SAMPLE_BYTES: Final = 1024
+_SAMPLES_AT: Final = range(0, CHUNK_BYTES, (CHUNK_BYTES - _SAMPLE_BYTES) // 3)
+_SAMPLED_WORTH_BYTES: Final = len(_SAMPLES_AT) * _SAMPLE_BYTES * 96 // 100
 _WINDOW_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
@@ -29,7 +32,14 @@ class Compressor:
         self._zstd = zstandard.ZstdCompressor(level=LEVEL, write_checksum=False, write_content_size=True)
 
     def compress(self, data: memoryview) -> bytes | None:
-        """The frame; None where it saves less than 3 %. Releases the GIL. Random data costs about 15 us a chunk."""
+        """The frame of a chunk; None where it saves less than 3 %, or four samples of 1 KiB together less than 4 %.
+
+        Releases the GIL. The samples cost 5 to 20 us; what they spare, on data that all but compresses, is 150 us.
+        """
+        if len(data) == CHUNK_BYTES:
+            sample = b"".join([data[at : at + _SAMPLE_BYTES] for at in _SAMPLES_AT])
+            if len(self._zstd.compress(sample)) > _SAMPLED_WORTH_BYTES:
+                return None
         frame = self._zstd.compress(data)
         return frame if len(frame) <= WORTH_BYTES else None
 

@@ -124,6 +124,14 @@ def test_a_chunk_comes_back(seed: int, noise: int) -> None:
     assert bytes(Decompressor().restore(chunk, memoryview(content), KEY)) == data
 
 
+def test_a_chunk_whose_samples_do_not_compress_is_stored_as_it_is() -> None:
+    data = bytearray(random.Random(1).randbytes(CHUNK_BYTES))
+    data[2048:20000] = bytes(20000 - 2048)
+    assert stored(bytes(data))[0].codec == Codec.RAW
+    data[0:1024] = bytes(1024)
+    assert stored(bytes(data))[0].codec == Codec.ZSTD
+
+
 @given(st.sampled_from([0, 500, CHUNK_BYTES]), st.data())
 def test_an_altered_chunk_is_found(noise: int, data: st.DataObject) -> None:
     chunk, content = stored(random.Random(1).randbytes(noise) + bytes(CHUNK_BYTES - noise))
