@@ -18,24 +18,13 @@ _LOCK: Final = fcntl.F_WRLCK
 _UNLOCK: Final = fcntl.F_UNLCK
 
 
-class _Flock(ctypes.Structure):
-    """struct flock on 64-bit Linux (asm-generic/fcntl.h)."""
-
-    _fields_ = (
-        ("type", ctypes.c_short),
-        ("whence", ctypes.c_short),
-        ("start", ctypes.c_int64),
-        ("length", ctypes.c_int64),
-        ("pid", ctypes.c_int),
-    )
-
+_WORDS: Final = 4
+"""struct flock on 64-bit Linux (asm-generic/fcntl.h): short type, short whence, s64 start, s64 length, int pid."""
 
 # An uncontended lock takes a microsecond, a handover of the GIL among eight threads many: so the attempt keeps the GIL
 # (PyDLL), and only who must wait lets go of it (CDLL).
 _attempt: Final = ctypes.PyDLL(None, use_errno=True).fcntl
 _wait: Final = ctypes.CDLL(None, use_errno=True).fcntl
-for _function in (_attempt, _wait):
-    _function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
 
 
 class RecordLocks:
@@ -43,32 +32,34 @@ class RecordLocks:
 
     def __init__(self, fd: int) -> None:
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-        self._flock = _Flock()
-        self._address = ctypes.addressof(self._flock)
+        buffer = (ctypes.c_int64 * _WORDS)()
+        self._words = memoryview(buffer).cast("B").cast("q")  # SEEK_SET and a pid of 0 are zeros
+        self._call = (ctypes.c_int(self._fd), ctypes.c_int(_SETLK), ctypes.byref(buffer))
+        self._waiting = (ctypes.c_int(self._fd), ctypes.c_int(_SETLKW), ctypes.byref(buffer))
 
     def acquire(self, start: int, length: int = 1) -> None:
         """Wait for an exclusive lock on [start, start + length). Raises OSError."""
         if not self.try_acquire(start, length):
-            while _wait(self._fd, _SETLKW, self._address):
+            while _wait(*self._waiting):
                 self._check()
 
     def try_acquire(self, start: int, length: int = 1) -> bool:
         """Whether the lock was free and is ours now. Raises OSError."""
-        flock = self._flock
-        flock.type = _LOCK
-        flock.start = start
-        flock.length = length
-        if _attempt(self._fd, _SETLK, self._address):
+        words = self._words
+        words[0] = _LOCK
+        words[1] = start
+        words[2] = length
+        if _attempt(*self._call):
             self._check()
             return False
         return True
 
     def release(self, start: int, length: int = 1) -> None:
-        flock = self._flock
-        flock.type = _UNLOCK
-        flock.start = start
-        flock.length = length
-        if _attempt(self._fd, _SETLK, self._address):
+        words = self._words
+        words[0] = _UNLOCK
+        words[1] = start
+        words[2] = length
+        if _attempt(*self._call):
             self._check()
 
     @staticmethod

@@ -39,7 +39,7 @@ from driver.volume.layout import (
     SlotWord,
     Word,
 )
-from driver.volume.preimages import Locks, Preimage, Slots, captured, publish
+from driver.volume.preimages import Locks, Slots, captured, publish
 
 THROTTLE_SECONDS_MAX: Final = 0.02
 _THROTTLE_SECONDS_MIN: Final = 0.0005
@@ -56,7 +56,7 @@ _CHUNK_SHIFT: Final = CHUNK_BYTES.bit_length() - 1
 _UNIT_SHIFT: Final = UNIT_BYTES.bit_length() - 1
 _REGION_SHIFT: Final = CHUNKS_PER_REGION.bit_length() - 1
 _STORES_ARE_SEEN_IN_ORDER: Final = platform.machine() in ("x86_64", "i686")
-"""Elsewhere a chain may be followed before its notes arrived: one looks at it under the chunk's lock only."""
+"""Elsewhere a note may be read before it arrived: one looks at it under the chunk's lock only."""
 
 
 class Parked(Exception):
@@ -122,22 +122,22 @@ class Capture:
         slot = self._reserve(count, may_wait)
         if slot is None:
             return
-        shared = self._shared
         lock = LOCK_CHUNKS + chunk
         self._locks.acquire(lock)
         try:
-            kept = 0
-            if not shared.is_sealed(chunk):
-                kept = self._fill(chunk, first, count, slot)
+            kept = 0 if self._shared.is_sealed(chunk) else self._fill(chunk, first, count, slot)
         finally:
             self._locks.release(lock)
         if kept < count:
             self._slots.free(slot + kept, count - kept)
 
     def _reserve(self, count: int, may_wait: bool) -> int | None:
-        if may_wait:
+        words = self._shared.words
+        if may_wait and words[_USED] + count > words[_MEMORY_LIMIT]:
             self._throttle(count)
         slot = self._slots.reserve(count)
+        if slot is not None and slot < FIRST_SPILL:
+            return slot
         while slot is not None and slot >= FIRST_SPILL and not self._allocate(slot + count - FIRST_SPILL):
             self._slots.free(slot, count)
             slot = self._slots.reserve(count)
@@ -172,7 +172,7 @@ class Capture:
     def _throttle(self, count: int) -> None:
         """Slow down a first touch when the memory is full, the more the fuller the spill file is. Raises Parked."""
         words = self._shared.words
-        if words[_USED] + count <= words[_MEMORY_LIMIT] or words[Word.ON_FULL] != OnFull.THROTTLE:
+        if words[Word.ON_FULL] != OnFull.THROTTLE:
             return
         limit = words[Word.SPILL_LIMIT]
         seconds = THROTTLE_SECONDS_MAX * (min(1.0, (words[Word.SPILL_USED] + count) / limit) if limit else 1.0)
@@ -202,7 +202,7 @@ class Capture:
             mark = self._slots.reserve_zero_mark() if is_zero else None
             if mark is None:
                 used += length
-            publish(self._shared, chunk, Preimage(target if mark is None else mark, unit, length))
+            publish(self._shared, chunk, target if mark is None else mark, unit, length)
             self._words[_PREIMAGES] += length
         return used
 

@@ -8,8 +8,8 @@ One sparse memfd a volume, of one size for every volume (16 TiB, the largest bud
     regions   a byte a region: 1 once all its chunks are sealed (their words are released then)
     chunks    a u32 a chunk: 0 untouched, SEALED, else 1 + the pre-image slot that was published last
     owners    a byte a pre-image slot: 0 free, PUBLISHED, else 1 + the request slot that reserved it
-    notes     four u32 a pre-image slot: chunk; in the first slot of a pre-image also next (a chain as in `chunks`)
-              and first unit | units << 8; the fourth is unused
+    notes     four u32 a pre-image slot: chunk; in the first slot of a pre-image also next (a chain as in `chunks`),
+              first unit | units << 8, and the mask of the units of this pre-image and of all that it leads to
     pages     4 KiB a pre-image slot in memory; aligned, so that O_DIRECT reads land in it
 
 Pre-image slots are numbered through: those in memory, those in the spill file, then zero marks, which have no page.

@@ -82,37 +82,35 @@ def chain(shared: Shared, chunk: int) -> list[Preimage]:
 
 
 def captured(shared: Shared, chunk: int) -> int:
-    """The mask of a chunk's units that are in its chain. In the path of every write of a session: no objects."""
-    mask = 0
+    """The mask of a chunk's units that are in its chain. In the path of every write of a session: no objects, no walk."""
     link = shared.chunks[chunk]
+    if not link or link == SEALED:
+        return 0
+    base = (link - 1) * 4
     notes = shared.notes
-    while link and link != SEALED:
-        base = (link - 1) * 4
-        if notes[base] != chunk:
-            break
-        extent = notes[base + 2]
-        mask |= ((1 << (extent >> 8)) - 1) << (extent & 0xFF)
-        link = notes[base + 1]
-    return mask
+    return notes[base + 3] if notes[base] == chunk else 0
 
 
-def publish(shared: Shared, chunk: int, preimage: Preimage) -> None:
-    """Hang a filled pre-image into its chunk's chain. The chunk's lock is held. The last store is what counts."""
-    slot, first, units = preimage
+def publish(shared: Shared, chunk: int, slot: int, first: int, units: int) -> None:
+    """Hang a filled pre-image, as in `Preimage`, into its chunk's chain. The chunk's lock is held. The store of the chunk's
+    word is what counts."""
     base = slot * 4
     notes = shared.notes
-    slots = preimage.slots
-    if slots > 1:
-        for other in range(base + 4, base + slots * 4, 4):
+    chunks = shared.chunks
+    link = chunks[chunk]
+    mask = ((1 << units) - 1) << first
+    if units > 1 and slot < FIRST_ZERO:
+        for other in range(base + 4, base + units * 4, 4):
             notes[other] = chunk
     notes[base] = chunk
-    notes[base + 1] = shared.chunks[chunk]
+    notes[base + 1] = link
     notes[base + 2] = first | units << 8
-    shared.chunks[chunk] = slot + 1
-    if slots == 1:
+    notes[base + 3] = notes[(link - 1) * 4 + 3] | mask if link else mask
+    chunks[chunk] = slot + 1
+    if units == 1 or slot >= FIRST_ZERO:
         shared.owners[slot] = PUBLISHED
     else:
-        shared.owners[slot : slot + slots] = bytes([PUBLISHED]) * slots
+        shared.owners[slot : slot + units] = bytes([PUBLISHED]) * units
 
 
 class Slots:

@@ -259,7 +259,7 @@ def finish(run: Run, kill: float) -> None:
 @PROPERTY
 @given(SEEDS, st.sampled_from((0.0, 0.01, 0.1)))
 def test_sealed_bytes_are_the_bytes_at_the_cut(seed: int, kill: float) -> None:
-    run = Run(seed, limit=CHUNKS * 16, spill=0, on_full=OnFull.FAIL)
+    run = Run(seed, limit=CHUNKS * 32, spill=0, on_full=OnFull.FAIL)  # the dead hold some for a while
     try:
         for number in range(WRITERS):
             run.writer(number, 12)
@@ -335,9 +335,13 @@ def test_a_unit_is_captured_once(seed: int) -> None:
     published: list[tuple[int, int]] = []
     original = preimages.publish
 
-    def publish(shared: Shared, chunk: int, preimage: preimages.Preimage) -> None:
-        published.extend((chunk, unit) for unit in range(preimage.first, preimage.first + preimage.units))
-        original(shared, chunk, preimage)
+    def publish(shared: Shared, chunk: int, slot: int, first: int, units: int) -> None:
+        published.extend((chunk, unit) for unit in range(first, first + units))
+        original(shared, chunk, slot, first, units)
+        held = 0
+        for preimage in preimages.chain(shared, chunk):
+            held |= ((1 << preimage.units) - 1) << preimage.first
+        assert preimages.captured(shared, chunk) == held
 
     try:
         with mock.patch("driver.volume.capture.publish", publish):
