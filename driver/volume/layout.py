@@ -37,7 +37,7 @@ from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
 from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
-VERSION: Final = 5
+VERSION: Final = 6
 
 SLOTS_MAX: Final = 128
 SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
