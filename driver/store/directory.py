@@ -11,10 +11,11 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from driver.core.errors import AccessDenied, NotFound, OutOfSpace, RepositoryUnavailable, StillframeError, Unsupported
+from driver.store import layout
 from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
 
 _BESIDE: Final = ".new-"
@@ -73,6 +74,26 @@ class DirectoryStore:
                 return
             _sync(os.path.dirname(path))
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        folders: set[str] = set()
+        for key in keys:
+            with self._translated("deleting", key), contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(key))
+                folders.add(os.path.dirname(self._path(key)))
+        with self._translated("deleting", f"{len(keys)} objects"):
+            self._check_folder()
+            for folder in folders:
+                _sync(folder)
+
+    def tidy(self, before: float) -> int:
+        with self._translated("tidying", ""):
+            self._check_folder()
+            return sum(_tidy(parent, folders, names, before) for parent, folders, names in self._bottom_up())
+
+    def _bottom_up(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        for prefix in (layout.LINEAGES, layout.SNAPSHOTS):
+            yield from os.walk(self._path(prefix), topdown=False)
+
     def head(self, key: str) -> Listed | None:
         with self._translated("looking at", key):
             try:
@@ -85,11 +106,26 @@ class DirectoryStore:
     def list(self, prefix: str) -> Listing:
         with self._translated("listing", prefix):
             self._check_folder()
-            found = tuple(sorted(self._walk(self._path(prefix)), key=lambda item: item.key))
-            return Listing(found, time.time())
+            now = self._now()
+            return Listing(tuple(sorted(self._walk(self._path(prefix)), key=lambda item: item.key)), now)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _now(self) -> float:
+        """The clock that stamps the files: a file server's may differ from this host's."""
+        path = os.path.join(self._folder, f"{_BESIDE}{uuid.uuid4()}")
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno in _NO_ACCESS or error.errno in _NO_SPACE:
+                return time.time()  # who may only read removes nothing
+            raise
+        try:
+            return os.fstat(fd).st_mtime
+        finally:
+            os.close(fd)
+            os.unlink(path)
 
     def _walk(self, folder: str) -> Iterator[Listed]:
         def refuse(error: OSError) -> None:
@@ -183,6 +219,21 @@ def _write(fd: int, body: Body) -> None:
         view = memoryview(piece)
         while view:
             view = view[os.write(fd, view) :]
+
+
+def _tidy(parent: str, folders: list[str], names: list[str], before: float) -> int:
+    """Remove half-written files of a folder, and the folder itself if it is empty: who writes there makes it again."""
+    removed = 0
+    for name in names:
+        path = os.path.join(parent, name)
+        with contextlib.suppress(FileNotFoundError):
+            if name.startswith(_BESIDE) and os.stat(path).st_mtime < before:
+                os.unlink(path)
+                removed += 1
+    with contextlib.suppress(OSError):  # not empty: rmdir(2) has several errors for that
+        if folders or os.stat(parent).st_mtime < before:  # one that held only such was made long ago
+            os.rmdir(parent)
+    return removed
 
 
 def _sync(folder: str) -> None:

@@ -8,9 +8,12 @@ from typing import Final
 REPOSITORY: Final = "stillframe.json"
 PROBE: Final = "probe"
 SNAPSHOTS: Final = "snapshots/"
+LINEAGES: Final = "lineages/"
+COLLECTIONS: Final = "snapshots/collections/"
 
 _ID: Final = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _REGION: Final = re.compile(f"lineages/({_ID})/regions/({_ID})")
+_DATA: Final = re.compile(f"lineages/({_ID})/(packs|regions)/{_ID}")
 _SNAPSHOT: Final = re.compile(f"snapshots/({_ID})/([a-z]+)[.]json")
 
 
@@ -36,6 +39,11 @@ def tombstone(snapshot: str) -> str:
     return f"snapshots/{snapshot}/deleted.json"
 
 
+def collection(name: str) -> str:
+    """What a garbage collection, a UUID, shows of itself: below `snapshots/`, so that a listing of those must have it."""
+    return f"{COLLECTIONS}{name}.json"
+
+
 def is_region(key: str, lineage: str) -> bool:
     """Whether `key` is the key of a region index of that lineage."""
     match = _REGION.fullmatch(key)
@@ -46,3 +54,9 @@ def snapshot_of(key: str) -> tuple[str, str] | None:
     """The snapshot id and the kind (pending, manifest, deleted) that a key below `snapshots/` names."""
     match = _SNAPSHOT.fullmatch(key)
     return (match[1], match[2]) if match else None
+
+
+def lineage_of(key: str) -> str | None:
+    """The lineage of a pack or a region index; None for any other key."""
+    match = _DATA.fullmatch(key)
+    return match[1] if match else None

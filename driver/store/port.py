@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+DELETE_MAX: Final = 1000
+"""Keys of one DeleteObjects request (S3 API reference)."""
 Pieces = Sequence[memoryview | bytes]
 """The bytes of one object, in order. They must not change before the call returns."""
 
@@ -36,7 +38,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All objects below a prefix, and the store's time when it answered."""
+    """All objects below a prefix, and the store's time when it began to answer."""
 
     objects: tuple[Listed, ...]
     now: float
@@ -73,6 +75,13 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens if there is none."""
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Remove at most `DELETE_MAX` objects in few requests and in no order; those that are gone already do not matter."""
+
+    def tidy(self, before: float) -> int:
+        """Remove what is no object and never will be: half-written ones that nobody has touched since `before`, by the
+        store's clock in seconds since 1970. How many those were."""
 
     def head(self, key: str) -> Listed | None:
         """Size and time of an object; None if there is none."""

@@ -5,7 +5,7 @@ Only RepositoryUnavailable is worth another attempt; every other error stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -86,6 +86,12 @@ class Retrying:
 
     def delete(self, key: str) -> None:
         self._do(lambda: self._store.delete(key))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        self._do(lambda: self._store.delete_many(keys))
+
+    def tidy(self, before: float) -> int:
+        return self._do(lambda: self._store.tidy(before))
 
     def head(self, key: str) -> Listed | None:
         return self._do(lambda: self._store.head(key))

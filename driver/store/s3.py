@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 _REGION_DEFAULT: Final = "us-east-1"
 _REFUSED: Final = {
@@ -54,6 +55,8 @@ _NO_ROOM: Final = frozenset(
     {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "StorageFull"}
 )
 """Codes of a full quota or store: Ceph's, MinIO's, others'."""
+_STATUS_OF: Final = {"AccessDenied": 403}
+"""Of one object's error within an answer that is 200 as a whole."""
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
@@ -165,6 +168,22 @@ class S3Store:
         with self._translated("deleting", key):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
 
+    def delete_many(self, keys: Sequence[str]) -> None:
+        if not keys:
+            return
+        wanted: list[ObjectIdentifierTypeDef] = [{"Key": self._prefix + key} for key in keys]
+        with self._translated(f"deleting {len(keys)} objects, the first of which is", keys[0]):
+            answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": wanted, "Quiet": True})
+        for failed in answer.get("Errors", []):
+            code = str(failed.get("Code", ""))
+            if code not in _MISSING:
+                what = f"deleting {failed.get('Key')!r} in {self.where}"
+                raise self._refusal(what, _Failure(code, _STATUS_OF.get(code, 500), f"{code}: {failed.get('Message', '')}"))
+
+    def tidy(self, before: float) -> int:
+        """Nothing: an object is there when all of it is, and we make none in parts."""
+        return 0
+
     def head(self, key: str) -> Listed | None:
         with self._translated("looking at", key):
             answer = self._unless_missing(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key))
@@ -178,7 +197,7 @@ class S3Store:
             now = 0.0
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
-                now = _date(page["ResponseMetadata"]["HTTPHeaders"])
+                now = now or _date(page["ResponseMetadata"]["HTTPHeaders"])  # of the first: nothing looks older than it is
                 for item in page.get("Contents", []):
                     key = item["Key"][len(self._prefix) :]
                     found.append(Listed(key, item["Size"], item["LastModified"].timestamp()))

@@ -15,7 +15,7 @@ import pytest
 from driver.core.errors import AccessDenied, InvalidArgument, NotFound, RepositoryUnavailable, StillframeError
 from driver.core.settings import Repository
 from driver.store.open import honours_conditions, open_store
-from driver.store.port import Body, ObjectStore, Options
+from driver.store.port import DELETE_MAX, Body, ObjectStore, Options
 from driver.store.retry import Policy
 from tests.servers import ACCESS, SECRET, S3Server, credentials_file, serve_rclone
 
@@ -90,6 +90,42 @@ def test_a_listing(store: ObjectStore) -> None:
         (f"snapshots/{number}/manifest.json", number) for number in (0, 1, 2, 4)
     ]
     assert all(abs(listing.now - item.modified) < 60 for item in listing.objects)
+
+
+def test_many_go_at_once(store: ObjectStore) -> None:
+    for number in range(5):
+        store.put(f"lineages/many/{number}", [b"x"])
+    store.delete_many([f"lineages/many/{number}" for number in (0, 1, 3, 9)])  # 9 never was
+    assert [item.key for item in store.list("lineages/many/").objects] == ["lineages/many/2", "lineages/many/4"]
+    store.delete_many([])
+    store.delete_many([f"lineages/many/{number}" for number in range(DELETE_MAX)])
+    assert store.list("lineages/").objects == ()
+
+
+def test_a_bucket_or_folder_that_is_missing_has_nothing_deleted(rclone_s3: S3Server, tmp_path: Path) -> None:
+    for repository in (s3(rclone_s3, tmp_path), Repository("test", f"file://{tmp_path}/nonexistent")):
+        with pytest.raises(NotFound):
+            open_store(repository, ONCE).delete_many(["lineages/x"])
+
+
+def test_a_folder_is_tidied_of_what_was_never_whole(tmp_path: Path) -> None:
+    store = open_store(Repository("test", f"file://{tmp_path}"), ONCE)
+    for key in ("lineages/a/packs/p", "lineages/b/packs/p"):
+        store.put(key, [b"x"])
+    old, new = tmp_path / "lineages/a/packs/.new-old", tmp_path / "lineages/a/packs/.new-new"
+    old.write_bytes(b"half")
+    new.write_bytes(b"half")
+    store.delete("lineages/b/packs/p")
+    now = store.list("lineages/").now
+    for path in (old, tmp_path / "lineages/b/packs", tmp_path / "lineages/b"):
+        os.utime(path, (now - 100, now - 100))
+    assert store.tidy(now - 200) == 0
+    assert store.tidy(now - 50) == 1
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "lineages", "lineages/a", "lineages/a/packs", "lineages/a/packs/.new-new", "lineages/a/packs/p"
+    ]  # fmt: skip
+    assert now == pytest.approx(new.stat().st_mtime, abs=60)
+    store.put("lineages/b/packs/p", [b"again"])
 
 
 def test_who_is_first_wins_where_the_store_can(store: ObjectStore, repository: Repository) -> None:
