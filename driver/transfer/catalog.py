@@ -65,12 +65,13 @@ def read_manifest(store: ObjectStore, snapshot: str) -> Manifest | Aborted | Non
 def committed(store: ObjectStore, snapshot: str) -> Manifest:
     """The manifest of a snapshot that can be read. Raises NotFound, SnapshotFailed, DataCorrupt, Unsupported."""
     check_repository(store)
+    stone = store.head(layout.tombstone(snapshot))  # first: garbage collection removes the manifest first, this last
     manifest = read_manifest(store, snapshot)
     if manifest is None:
         raise NotFound(f"there is no complete snapshot {snapshot} in {store.where}", "see: snapshot list")
     if isinstance(manifest, Aborted):
         raise SnapshotFailed(f"snapshot {snapshot} was ended before it was complete: {manifest.reason}")
-    if store.get(layout.tombstone(snapshot), records.SMALL_BYTES_MAX) is not None:
+    if stone is not None:
         raise NotFound(f"snapshot {manifest.snapshot.name!r} was deleted", "see: snapshot list")
     return manifest
 
@@ -132,6 +133,11 @@ def _take_name(store: ObjectStore, of: Beginning, result: dict[str, Any], reposi
         raise AlreadyExists(
             f"snapshot {of.snapshot.name!r} in {store.where} was ended before it was complete: {manifest.reason}",
             "take another name; this one is free again after garbage collection",
+        )
+    if store.head(layout.tombstone(of.snapshot.id)) is not None:
+        raise AlreadyExists(
+            f"snapshot {of.snapshot.name!r} in {store.where} was deleted, and is being collected",
+            "take another name; this one is free again in a moment",
         )
     pending = _read_pending(store, of.snapshot.id)
     if pending is not None and pending.volume.id != of.volume.id:

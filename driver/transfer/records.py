@@ -123,15 +123,24 @@ class Tombstone(Head, frozen=True, kw_only=True):
     deleted: Time
 
 
+class Collection(Head, frozen=True, kw_only=True):
+    """snapshots/collections/<id>.json: a garbage collection is at work, or died; written anew every few minutes."""
+
+    id: Id
+    node: Text
+    begun: Time
+
+
 KINDS: Final[dict[type[Head], str]] = {
     Repository: "repository", Pending: "pending", Manifest: "snapshot", Aborted: "aborted", Tombstone: "tombstone",
+    Collection: "collection",
 }  # fmt: skip
-R = TypeVar("R", Repository, Pending, Manifest, Aborted, Tombstone)
+R = TypeVar("R", Repository, Pending, Manifest, Aborted, Tombstone, Collection)
 _HINT: Final = "the object was altered or cut short in the store; bring back an earlier version of it, if there is one"
 _NEWER: Final = "it was written by a newer version of Stillframe: use that"
 
 
-def encode(record: Repository | Pending | Manifest | Aborted | Tombstone) -> bytes:
+def encode(record: Repository | Pending | Manifest | Aborted | Tombstone | Collection) -> bytes:
     """The object's bytes."""
     body = msgspec.json.encode(msgspec.structs.replace(record, kind=KINDS[type(record)]))[:-1]
     return body + _TAIL + hashlib.sha256(body).hexdigest().encode() + b'"}\n'

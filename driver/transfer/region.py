@@ -103,8 +103,37 @@ def encode(index: RegionIndex) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
+class _Header(NamedTuple):
+    """Of an object whose digest is right; `chunks_at` is where its chunks begin."""
+
+    number: int
+    lineage: uuid.UUID
+    chunks_at: int
+
+
 def decode(data: bytes, key: str) -> RegionIndex:
     """The index in `data`, the content of the object `key`. Raises DataCorrupt, Unsupported."""
+    header = _header(data, key)
+    packs = _packs(data, header)
+    chunks = tuple(map(Chunk._make, CHUNK.iter_unpack(data[header.chunks_at : -_SHA256_BYTES])))
+    _check(packs, chunks, key)
+    return RegionIndex(header.number, header.lineage, packs, chunks)
+
+
+def decode_packs(data: bytes, key: str) -> tuple[Pack, ...]:
+    """The packs of the index in `data` alone: in a small part of the time, as the digest vouches for the rest.
+
+    Raises DataCorrupt, Unsupported.
+    """
+    return _packs(data, _header(data, key))
+
+
+def _packs(data: bytes, header: _Header) -> tuple[Pack, ...]:
+    found = PACK.iter_unpack(data[HEADER.size : header.chunks_at])
+    return tuple(Pack(uuid.UUID(bytes=name), size, live) for name, size, live in found)
+
+
+def _header(data: bytes, key: str) -> _Header:
     if len(data) < HEADER.size + _SHA256_BYTES or not data.startswith(MAGIC):
         raise corrupt(key, "it is no region index")
     _, version, cipher, features, number, chunk_count, pack_count, chunk_bytes, lineage = HEADER.unpack_from(data)
@@ -123,12 +152,7 @@ def decode(data: bytes, key: str) -> RegionIndex:
         and len(data) == chunks_at + chunk_count * CHUNK.size + _SHA256_BYTES
     ):
         raise corrupt(key, "its header is out of bounds")
-    packs = tuple(
-        Pack(uuid.UUID(bytes=name), size, live) for name, size, live in PACK.iter_unpack(data[HEADER.size : chunks_at])
-    )
-    chunks = tuple(map(Chunk._make, CHUNK.iter_unpack(data[chunks_at:-_SHA256_BYTES])))
-    _check(packs, chunks, key)
-    return RegionIndex(number, uuid.UUID(bytes=lineage), packs, chunks)
+    return _Header(number, uuid.UUID(bytes=lineage), chunks_at)
 
 
 def _check(packs: tuple[Pack, ...], chunks: tuple[Chunk, ...], key: str) -> None:

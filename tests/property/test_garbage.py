@@ -1,0 +1,125 @@
+"""Garbage collection against random histories: what is needed is never removed, and what is not goes after the margin.
+
+The rules are docs/format.md's, "What may be removed, and when". STILLFRAME_HISTORIES says how many histories there are.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from driver.core.errors import DataCorrupt, Unsupported
+from driver.core.ids import snapshot_id
+from driver.store import layout
+from driver.store.port import Listing
+from driver.transfer import catalog, collect
+from tests.property.histories import LINEAGES, MARGIN, History, Session, play
+from tests.property.town import View
+
+HISTORIES: Final = int(os.environ.get("STILLFRAME_HISTORIES", "200"))
+
+
+@settings(max_examples=HISTORIES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, database=None)
+@given(st.integers(0, 2**48))
+def test_what_is_needed_stays_and_what_is_not_goes(seed: int) -> None:
+    play(seed)
+
+
+def quiet_history() -> History:
+    """A committed snapshot that was deleted, another one that was not, and a session that died; all long ago."""
+    history = History(1)
+    for name in ("deleted", "kept", "dead"):
+        session = Session(history, name, LINEAGES[0], None, 0.0, False)
+        for _ in range(9 if name == "dead" else 1000):
+            if not session.actor.ended:
+                session.actor.step()
+        session.actor.die()
+    deletion = history.town.enter("deletion", lambda view: catalog.delete(
+        view, snapshot_id("deleted"), conditions=True, only_writer=False
+    ))  # fmt: skip
+    while not deletion.ended:
+        deletion.step()
+    history.passes(3 * MARGIN)
+    return history
+
+
+def collected(history: History, **changes: Any) -> dict[str, Any]:
+    """What an undisturbed collection tells. Raises what it raises."""
+    told: dict[str, Any] = {}
+    ways = collect.Ways(node="n", readers=1, clock=lambda: history.town.now)
+
+    def run(view: View) -> None:
+        told.update(collect.collect(view, **{"conditions": True, "dry_run": False, "ways": ways, **changes}))
+
+    actor = history.town.enter("collection", run)
+    while not actor.ended:
+        actor.step()
+    if actor.error is not None:
+        raise actor.error
+    return told
+
+
+def test_a_dry_run_tells_the_same_and_changes_nothing() -> None:
+    history = quiet_history()
+    before = dict(history.town.objects)
+    told = collected(history, dry_run=True)
+    assert history.town.objects == before
+    assert collected(history) == {**told, "dry_run": False}
+    assert (told["fenced"], told["freed_bytes"] > 0, told["removed"]) == (1, True, 10)
+
+
+def test_a_store_without_conditional_puts_is_refused() -> None:
+    history = quiet_history()
+    before = dict(history.town.objects)
+    with pytest.raises(Unsupported, match="conditional PUT"):
+        collected(history, conditions=False)
+    assert history.town.objects == before
+
+
+def test_a_listing_that_lacks_what_was_just_written_removes_nothing() -> None:
+    """An empty one is the worst of these: then nothing would be needed."""
+    history = quiet_history()
+    before = dict(history.town.objects)
+
+    class Liar(View):
+        def list(self, prefix: str) -> Listing:
+            found = super().list(prefix)
+            return Listing((), found.now) if prefix == layout.SNAPSHOTS else found
+
+    ways = collect.Ways(node="n", readers=1, clock=lambda: history.town.now)
+
+    def run(view: View) -> None:
+        collect.collect(Liar(history.town, view.actor), conditions=True, dry_run=False, ways=ways)
+
+    actor = history.town.enter("collection", run)
+    while not actor.ended:
+        actor.step()
+    assert isinstance(actor.error, DataCorrupt)
+    assert "cannot be relied on" in actor.error.hint
+    assert history.town.objects == before
+
+
+def test_an_object_that_is_needed_and_not_there_removes_nothing_and_is_named() -> None:
+    for kind in ("packs", "regions"):
+        history = quiet_history()
+        for key in [key for key in history.needed() if f"/{kind}/" in key]:
+            del history.town.objects[key]
+            before = dict(history.town.objects)
+            with pytest.raises(DataCorrupt, match=f"{key}.*nothing was removed"):
+                collected(history)
+            assert history.town.objects == before
+
+
+def test_a_deleted_snapshot_whose_manifest_cannot_be_read_keeps_nobody_from_collecting() -> None:
+    history = quiet_history()
+    key = layout.manifest(snapshot_id("deleted"))
+    history.town.objects[key] = (b"rotten", history.town.objects[key][1])
+    assert collected(history)["removed"] == 10
+    key = layout.manifest(snapshot_id("kept"))
+    history.town.objects[key] = (b"rotten", history.town.objects[key][1])
+    with pytest.raises(DataCorrupt, match=key):
+        collected(history)
