@@ -1,0 +1,65 @@
+"""Which packs are worth sending again: those of which a snapshot needs little, so that the rest can go. Pure; any thread.
+
+A committed snapshot is never rewritten. But the next one may send a chunk that its parent has again, in a new pack; when
+the snapshots that need the old pack are gone, all of it goes. That costs an upload of what is needed of the pack, and a read
+from the volume's disk, and frees the rest of it: it pays where little is needed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from driver.core.sizes import MIB
+from driver.transfer.region import Codec, RegionIndex
+
+NEEDED_MAX: Final = 1 / 4
+"""Of a pack's size. One that needs more stays: so what lies in packs is less than four times of what is needed of them."""
+FREED_MIN_BYTES: Final = MIB // 4
+"""Of a pack. Less is not worth the requests."""
+SPARE_BYTES: Final = 256 * MIB
+"""What one snapshot sends for this at most; the next one goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A pack object, and how many of its bytes a snapshot needs."""
+
+    name: uuid.UUID
+    size_bytes: int
+    needed_bytes: int
+
+
+def uses(indexes: Iterable[RegionIndex]) -> list[Use]:
+    """The packs of some of a snapshot's indexes, as far as these tell: a pack may be needed by a region that is not among
+    them. Then it is sent again in vain, and nothing is lost."""
+    sizes: dict[uuid.UUID, int] = {}
+    needed: dict[uuid.UUID, int] = {}
+    for index in indexes:
+        for pack in index.packs:
+            sizes[pack.name] = pack.size_bytes
+        for chunk in index.chunks:
+            if chunk.codec != Codec.ZERO:
+                name = index.packs[chunk.pack].name
+                needed[name] = needed.get(name, 0) + chunk.length
+    return [Use(name, size, needed.get(name, 0)) for name, size in sizes.items()]
+
+
+def send_again(packs: Iterable[Use], spare_bytes: int = SPARE_BYTES) -> frozenset[uuid.UUID]:
+    """The packs whose chunks the next snapshot should send again: what frees most for each byte sent comes first, and all
+    together need at most `spare_bytes`, as they are stored now."""
+    chosen = set()
+    for pack in sorted(packs, key=lambda pack: (pack.needed_bytes / max(1, pack.size_bytes), pack.name.int)):
+        if not _pays(pack):
+            continue
+        if pack.needed_bytes > spare_bytes:
+            break
+        spare_bytes -= pack.needed_bytes
+        chosen.add(pack.name)
+    return frozenset(chosen)
+
+
+def _pays(pack: Use) -> bool:
+    return pack.needed_bytes <= NEEDED_MAX * pack.size_bytes and pack.size_bytes - pack.needed_bytes >= FREED_MIN_BYTES
