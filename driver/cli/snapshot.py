@@ -1,4 +1,4 @@
-"""`stillframe snapshot`: create, list, show, verify, restore, delete."""
+"""`stillframe snapshot`: create, list, show, verify, restore, delete; `prune` has a file of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from driver.cli.context import SIZE, Context, pass_context
+from driver.cli.prune import prune
 from driver.core.errors import SnapshotFailed, StillframeError
 from driver.core.sizes import format_size
 
@@ -153,3 +154,6 @@ def delete(context: Context, name: str, repository: str | None) -> None:
     """Delete a snapshot; one in the making is aborted, for good."""
     context.client.call("snapshot.delete", snapshot=name, repository=repository)
     context.output.result({"deleted": name}, f"deleted {name}")
+
+
+snapshot.add_command(prune)
