@@ -18,6 +18,7 @@ from driver.cli.engine import engine
 from driver.cli.exitcodes import INTERRUPTED, exit_code
 from driver.cli.node import node
 from driver.cli.output import Output, print_error
+from driver.cli.repository import repository
 from driver.cli.snapshot import snapshot
 from driver.cli.uninstall import uninstall_check
 from driver.cli.volume import volume
@@ -37,7 +38,7 @@ def cli(context: click.Context, state: Path | None, form: str) -> None:
     context.obj = Context(Client((state or Path(settings.state_folder())).absolute()), Output(form))
 
 
-for command in (engine, volume, snapshot, node, controller, csi, demo, doctor, uninstall_check):
+for command in (engine, volume, snapshot, repository, node, controller, csi, demo, doctor, uninstall_check):
     cli.add_command(command)
 
 

@@ -235,6 +235,20 @@ def _delete_snapshot(service: Service, arguments: Arguments) -> Message:
     return {}
 
 
+def _collect(service: Service, arguments: Arguments) -> Message:
+    repository, dry_run = service.repository(arguments), bool(arguments.get("dry_run", False))
+    return {"job": service.snapshots.of_repository("gc", repository, node=service.settings.node, dry_run=dry_run)}
+
+
+def _audit(service: Service, arguments: Arguments) -> Message:
+    repository = service.repository(arguments)
+    return {"job": service.snapshots.of_repository("audit", repository, node=service.settings.node)}
+
+
+def _stats(service: Service, arguments: Arguments) -> Message:
+    return {"job": service.snapshots.of_repository("stats", service.repository(arguments))}
+
+
 def _job(service: Service, arguments: Arguments) -> Message:
     return service.jobs.status(arguments["job"], float(arguments.get("wait_seconds", 0)))
 
@@ -260,6 +274,9 @@ CALLS: Final[Mapping[str, Callable[[Service, Arguments], Message]]] = {
     "snapshot.verify": _verify,
     "snapshot.restore": _restore,
     "snapshot.delete": _delete_snapshot,
+    "repository.gc": _collect,
+    "repository.check": _audit,
+    "repository.stats": _stats,
     "job.status": _job,
     "metrics": lambda service, arguments: figures(service.volumes, service.sessions, service.keeper),
 }

@@ -63,6 +63,10 @@ class Snapshots:
         where, found = self._committed(snapshot, repository)
         return self._jobs.start("verify", {"repository": where, "snapshot": found["id"]})
 
+    def of_repository(self, kind: str, repository: str, **more: Any) -> str:
+        """Start a job on a repository as a whole: gc, audit or stats. The job."""
+        return self._jobs.start(kind, {"repository": repository, **more})
+
     def _committed(self, snapshot: str, repository: str) -> tuple[str, dict[str, Any]]:
         found = self.show(snapshot, repository)
         if found["state"] != "committed":

@@ -1,4 +1,4 @@
-"""`python -m driver.transfer.job STATE KIND SPEC PROGRESS FD…`: one send, clone, restore or verify, a process of its own.
+"""`python -m driver.transfer.job STATE KIND SPEC PROGRESS FD…`: one large job, a process of its own.
 
 The numbers are descriptors: SPEC gives the job as JSON, PROGRESS takes JSON lines ({"progress": {...}} now and then, at
 the end {"result": {...}} or {"error": {...}}), the rest is what the kind needs (send: pack buffers, spool; clone: pack
@@ -25,8 +25,8 @@ from driver.host import kernel
 from driver.host.locks import RecordLocks
 from driver.store.open import honours_conditions, open_store
 from driver.store.port import Options
-from driver.store.retry import FOR_EVER, PATIENT, Watch
-from driver.transfer import catalog, clone, send, specs
+from driver.store.retry import FOR_EVER, PATIENT, Retrying, Watch
+from driver.transfer import audit, catalog, clone, collect, send, specs
 from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
 from driver.transfer.parent import Parent
 from driver.transfer.rate import Rate
@@ -155,6 +155,42 @@ def _read(
     return reader, manifest.size_bytes
 
 
+def run_gc(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
+    """Remove what no snapshot of a repository needs. See `driver.transfer.collect`."""
+    spec = specs.parse(given, specs.Collect)
+    repository = settings.repository(state, spec.repository)
+    store, tell = _whole(repository, report)
+    conditions = honours_conditions(repository, store)
+    ways = collect.Ways(node=spec.node, progress=tell)
+    return collect.collect(store, conditions=conditions, dry_run=spec.dry_run, ways=ways)
+
+
+def run_audit(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
+    """Whether every object that a snapshot of a repository needs is there."""
+    spec = specs.parse(given, specs.Collect)
+    store, tell = _whole(settings.repository(state, spec.repository), report)
+    return audit.check(store, collect.Ways(node=spec.node, progress=tell))
+
+
+def run_stats(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
+    """How much a repository holds."""
+    store, _ = _whole(settings.repository(state, specs.parse(given, specs.OfRepository).repository), report)
+    return audit.stats(store)
+
+
+def _whole(repository: settings.Repository, report: Report) -> tuple[Retrying, Callable[[int, int], None]]:
+    """A repository's store, and where a job tells how many of how many objects it has done."""
+    requests, done, total = Tally(), Tally(), Tally()
+    watch = Watch(lambda: requests.add(1), lambda: None)
+    store = open_store(repository, PATIENT, Options(connections=collect.READERS), watch)
+
+    def tell(count: int, of: int) -> None:
+        done.value, total.value = count, of
+
+    report.keep_on(lambda: {"done": done.value, "total": total.value, "requests": requests.value})
+    return store, tell
+
+
 class Tally:
     """A sum. Any thread."""
 
@@ -176,6 +212,9 @@ JOBS: Final[dict[str, Callable[[Path, Spec, Sequence[int], Report], Result]]] = 
     "clone": run_clone,
     "restore": run_restore,
     "verify": run_verify,
+    "gc": run_gc,
+    "audit": run_audit,
+    "stats": run_stats,
 }
 
 

@@ -11,7 +11,7 @@ from driver.core.errors import InvalidArgument
 from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN
 from driver.transfer.records import Id, Named, Text, Time
 
-DESCRIPTORS: Final = {"send": 2, "clone": 2, "restore": 1, "verify": 0}
+DESCRIPTORS: Final = {"send": 2, "clone": 2, "restore": 1, "verify": 0, "gc": 0, "audit": 0, "stats": 0}
 """Kinds with a process of their own, and the descriptors that each takes: pack buffers and spool file (clone: and the new
 volume's backing file); backing file."""
 OF_SESSIONS: Final = ("send", "clone")
@@ -19,7 +19,7 @@ OF_SESSIONS: Final = ("send", "clone")
 
 
 class OfRepository(msgspec.Struct, frozen=True):
-    """check, list: the repository as a whole."""
+    """check, list, stats: the repository as a whole."""
 
     repository: Text
 
@@ -61,6 +61,14 @@ class Ancestor(msgspec.Struct, frozen=True):
 
     id: Id
     created: Time
+
+
+class Collect(msgspec.Struct, frozen=True):
+    """gc, audit: `node` is who asks. With `dry_run` nothing is removed."""
+
+    repository: Text
+    node: Text
+    dry_run: bool = False
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -116,7 +124,7 @@ class Clone(msgspec.Struct, frozen=True):
     size_bytes: Annotated[int, Meta(ge=VOLUME_BYTES_MIN, le=VOLUME_BYTES_MAX, multiple_of=CHUNK_BYTES)]
 
 
-S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Restore, Delete, Begin, Send, Clone)
+S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Restore, Delete, Collect, Begin, Send, Clone)
 
 
 def parse(spec: dict[str, Any], kind: type[S]) -> S:
