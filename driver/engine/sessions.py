@@ -25,9 +25,10 @@ from driver.engine.shares import Shares
 from driver.engine.table import RUNNING, Table, packs_role
 from driver.engine.volumes import Volumes
 from driver.engine.watcher import Watcher, catalog_job
+from driver.host.clock import boottime
 from driver.host.freeze import frozen
 from driver.host.log import say
-from driver.transfer.packbuffer import memory_bytes
+from driver.transfer.packbuffer import memory_bytes, note_heard
 
 _POLL_SECONDS: Final = 0.05
 _PARENTS_MAX: Final = 3
@@ -246,6 +247,7 @@ class Sessions:
         packs = os.memfd_create("stillframe-packs", os.MFD_CLOEXEC)
         try:
             os.ftruncate(packs, memory_bytes(divide(record.budget_bytes).packs))
+            note_heard(packs, boottime())
             spool = os.open(
                 self._folder.session_folder(record.id) / "spool", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
             )

@@ -23,6 +23,9 @@ from driver.transfer.specs import Ancestor
 Summary = dict[str, Any]
 STALE_SECONDS: Final = 300.0
 """A session whose pending.json is older than this, by the store's clock, is taken for dead by readers."""
+SILENCE_SECONDS: Final = 12 * 3600.0
+"""Half the margin of garbage collection: a session that could not renew pending.json for so long must not commit, and a name
+is not taken over from one: its records may be about to be removed, pending.json last."""
 _READERS: Final = 4
 _REASON_MAX: Final = 256
 _NO_CONDITIONS: Final = (
@@ -101,9 +104,10 @@ def begin(
     for ancestor in parents:
         if ancestor.id != first.parent:
             write_pending(store, replace(of, parent=ancestor.id), now())
+        stone = store.head(layout.tombstone(ancestor.id))  # before the manifest: see `committed`
         with contextlib.suppress(DataCorrupt, Unsupported, NotFound):
             found = parent(store, ancestor, of.lineage)
-            if store.head(layout.tombstone(ancestor.id)) is None:
+            if stone is None:
                 return found
     if parents:
         write_pending(store, of, now())
@@ -146,7 +150,16 @@ def _take_name(store: ObjectStore, of: Beginning, result: dict[str, Any], reposi
             f"on node {pending.node!r}",
             "take another name, or delete that one",
         )
+    if pending is not None and _seconds_since(pending.heartbeat) > SILENCE_SECONDS:
+        raise AlreadyExists(
+            f"snapshot {of.snapshot.name!r} in {store.where} was begun before, and not heard of since {pending.heartbeat}",
+            "take another name; garbage collection is about to free this one, or delete that snapshot",
+        )
     write_pending(store, of, now())
+
+
+def _seconds_since(at: str) -> float:
+    return (datetime.fromisoformat(now()) - datetime.fromisoformat(at)).total_seconds()
 
 
 def write_pending(store: ObjectStore, of: Beginning, begun: str) -> None:

@@ -16,12 +16,13 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from driver.core.errors import DataCorrupt, FailedPrecondition, StillframeError, Unsupported
+from driver.host.clock import boottime
 from driver.store import layout
 from driver.store.port import DELETE_MAX, Listed, Listing, ObjectStore
 from driver.transfer import catalog, garbage, records, region
 from driver.transfer.garbage import MARGIN_SECONDS, Plan, Snapshot, State, World
 from driver.transfer.records import Aborted, Manifest, Pending, RegionEntry
-from driver.transfer.turn import Turn, boottime
+from driver.transfer.turn import Turn
 
 READERS: Final = 8
 _REASON: Final = "nothing was heard of its session for longer than garbage collection waits"

@@ -7,7 +7,7 @@ docs/format.md, "What may be removed, and when", has the rules and why they suff
     running     nothing of its lineage goes that may be this session's, and its parent stays whole, tombstone or not
     silent      pending, not heard of for the margin: fenced by an `aborted` manifest before anything goes
     aborted     cannot commit; its records are the fence, and stay for the margin, and for two after the last heartbeat
-    over        deleted, for longer than the margin: its records go, the tombstone last
+    over        deleted, for longer than the margin: its records go
 
 An index or a pack goes when it is older than the margin and nothing of this keeps it. What has another name stays.
 """
@@ -213,9 +213,9 @@ def _first(snapshot: Snapshot, pending: Pending, margin: float) -> float:
 
 
 def _records(world: World, margin: float) -> tuple[tuple[str, ...], ...]:
-    """The records that go: all pending.json, then all manifests, then all tombstones: with the last one a name is free."""
+    """The records that go: all manifests, then all tombstones, then all pending.json: with that a name is free."""
     named = parents(world, margin)
-    groups: dict[str, list[str]] = {"pending": [], "manifest": [], "deleted": []}
+    groups: dict[str, list[str]] = {"manifest": [], "deleted": [], "pending": []}
     for snapshot in _in(world, margin, State.ABORTED, State.OVER):
         if snapshot.id not in named and _is_done(snapshot, world.now, margin):
             for kind in groups.keys() & snapshot.objects.keys():

@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import mmap
 import os
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +45,7 @@ class Header(enum.IntEnum):
     RETRIES = 12
     STORED_BYTES = 13  # uncompressed bytes of the stored chunks
     SAME_CHUNKS = 14  # chunks that the parent turned out to have
+    HEARD_MILLISECONDS = 15  # when pending.json was written; see driver.transfer.silence
 
 
 class State(enum.IntEnum):
@@ -69,6 +71,11 @@ class Entry:
 def memory_bytes(packs: int) -> int:
     """Size of the memory for `packs` buffers."""
     return HEADER_BYTES + packs * BUFFER_BYTES
+
+
+def note_heard(fd: int, at: float) -> None:
+    """Note in new memory that pending.json was written at `at`, in seconds of CLOCK_BOOTTIME."""
+    os.pwrite(fd, round(at * 1000).to_bytes(8, sys.byteorder), Header.HEARD_MILLISECONDS * 8)
 
 
 class PackBuffers:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from driver.core.errors import Internal, SnapshotFailed, StillframeError
 from driver.core.sizes import CHUNK_BYTES, chunks_of
+from driver.host.clock import boottime
 from driver.store import layout
 from driver.store.port import ObjectStore
 from driver.transfer import catalog, merge, pack, records, region, specs
@@ -28,13 +29,12 @@ from driver.transfer.packbuffer import Entry, Header, PackBuffers, State
 from driver.transfer.parent import Parent
 from driver.transfer.records import Manifest, RegionEntry
 from driver.transfer.region import Chunk, Codec
+from driver.transfer.silence import Silence
 from driver.transfer.spool import Spool
 
 WORKERS: Final = 3
 POLL_SECONDS: Final = 0.003
 HEARTBEAT_SECONDS: Final = 60.0
-SILENCE_SECONDS: Final = 12 * 3600.0
-"""Half the margin of garbage collection: a session that could not renew pending.json for so long must not commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Meter:
     def __init__(self, packs: PackBuffers) -> None:
         self._packs = packs
         self._lock = threading.Lock()  # guards the words, which have one writer process
+        self.guard: Callable[[], None] = lambda: None
 
     def add(self, **counts: int) -> None:
         with self._lock:
@@ -61,6 +62,8 @@ class Meter:
                 self._packs.set(Header[word], self._packs.get(Header[word]) + count)
 
     def request(self) -> None:
+        """Before each attempt. Raises what `guard` raises."""
+        self.guard()
         self.add(REQUESTS=1)
 
     def retry(self) -> None:
@@ -85,7 +88,8 @@ class Sender:
         self._statistics = statistics
         self._arenas = pack.Arenas()
         self._local = threading.local()
-        self._heard = time.monotonic()
+        self._silence = Silence(packs)
+        meter.guard = self._silence.check
         self._fenced: StillframeError | None = None
         self._ended = threading.Event()
 
@@ -254,8 +258,9 @@ class Sender:
         begun = self._session.created  # before anything was stored, whenever this sender was started
         while not self._ended.wait(HEARTBEAT_SECONDS):
             try:
+                began = boottime()
                 catalog.write_pending(self._store, self._session.of, begun)
-                self._heard = time.monotonic()
+                self._silence.heard(began)
                 found = catalog.read_manifest(self._store, self._session.of.snapshot.id)
                 if found is not None and not self._ended.is_set():
                     self._accept(found)
@@ -266,9 +271,7 @@ class Sender:
     def _check_fence(self) -> None:
         if self._fenced is not None:
             raise self._fenced
-        silent = time.monotonic() - self._heard
-        if silent > SILENCE_SECONDS:
-            raise SnapshotFailed(f"the repository did not answer for {silent / 3600:.0f} hours")
+        self._silence.check()
 
 
 def data_digest(data: bytes) -> str:

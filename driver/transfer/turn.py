@@ -8,12 +8,12 @@ it is also one that can be trusted.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
 from driver.core.errors import DataCorrupt, FailedPrecondition
 from driver.core.ids import new_id
+from driver.host.clock import boottime
 from driver.store import layout
 from driver.store.port import Listing, ObjectStore
 from driver.transfer import catalog, records
@@ -21,11 +21,6 @@ from driver.transfer import catalog, records
 FORGOTTEN_SECONDS: Final = 3600.0
 HELD_UP_SECONDS: Final = FORGOTTEN_SECONDS / 2
 _RENEWED_SECONDS: Final = 300.0
-
-
-def boottime() -> float:
-    """Seconds since the boot, those included in which the machine slept (clock_gettime(2))."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Turn:

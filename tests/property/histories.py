@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
+from unittest.mock import patch
 
 from driver.core.errors import NotFound, SnapshotFailed, StillframeError
 from driver.core.ids import snapshot_id
@@ -19,10 +20,10 @@ from driver.store import layout
 from driver.transfer import catalog, collect, garbage, records, region
 from driver.transfer.records import Manifest, Named, RegionEntry
 from driver.transfer.region import Chunk, Codec
+from driver.transfer.specs import Ancestor
 from tests.property.town import HOUR, Actor, Town, View
 
 MARGIN: Final = garbage.MARGIN_SECONDS
-SILENCE: Final = MARGIN / 2
 LINEAGES: Final = [str(uuid.UUID(int=n + 1 << 64)) for n in range(2)]
 
 
@@ -38,88 +39,69 @@ class Told:
 class Session:
     """One snapshot in the making. Its node's clock is off by `skew`; `blind`: it does not count the time that it sleeps."""
 
-    def __init__(self, history: History, name: str, lineage: str, parent: str | None, skew: float, blind: bool) -> None:
+    def __init__(self, history: History, name: str, lineage: str, parents: list[Manifest], skew: float, blind: bool) -> None:
         self.history = history
         self.town = history.town
         self.named = Named(id=snapshot_id(name), name=name)
-        self.lineage = lineage
-        self.wanted = parent
-        self.parent: Manifest | None = None
-        self.skew = skew
+        self.parents = [Ancestor(manifest.snapshot.id, manifest.created) for manifest in parents]
+        self.of = catalog.Beginning(self.named, self.named, lineage, "n")
+        self.begun = ""
         self.blind = blind
         self.slow = False
+        self.sends = False
         self.slept = 0.0
         self.heard: float | None = None
-        self.begun = self._time()
         self.fenced: StillframeError | None = None
         self.actor = self.town.enter(f"session {name}", self.run)
+        self.actor.skew = skew
         self.actor.guard = self.check
 
-    def _time(self) -> str:
-        return datetime.fromtimestamp(self.town.now + self.skew, UTC).isoformat()
+    def is_silent(self) -> bool:
+        """Whether it was silent for half the margin, as far as it knows."""
+        return self.heard is not None and self.town.now - self.heard - self.slept > catalog.SILENCE_SECONDS
 
     def check(self) -> None:
-        """Before each request: one that was silent for half the margin, as far as it knows, ends."""
+        """Before each request."""
         if self.fenced is not None:
             raise self.fenced
-        if self.heard is not None and self.town.now - self.heard - self.slept > SILENCE:
+        if self.is_silent():
             raise SnapshotFailed("it was silent for too long")
-
-    def _pending(self, parent: str | None) -> bytes:
-        record = records.Pending(
-            snapshot=self.named, volume=self.named, lineage=self.lineage, node="n", begun=self.begun, heartbeat=self._time(),
-            parent=parent,
-        )  # fmt: skip
-        return records.encode(record)
-
-    def _announce(self, view: View, parent: str | None) -> None:
-        self.wanted = parent
-        before = self.town.now
-        view.put(layout.pending(self.named.id), [self._pending(parent)])
-        self.heard, self.slept = before, 0.0
 
     def beat(self) -> None:
         """The heartbeat, of its own thread in real life: at any time, also between two of the session's requests."""
-        if self.heard is None or self.fenced is not None or self.actor.ended:
+        if not self.sends or self.fenced is not None or self.actor.ended:
             return
-        if self.town.now - self.heard - self.slept > SILENCE:
+        if self.is_silent():
             self.fenced = SnapshotFailed("it was silent for too long")
             return
-        key = layout.pending(self.named.id)
-        self.town.objects[key] = (self._pending(self.wanted), self.town.now)
+        self.town.running = self.actor
+        record = records.Pending(
+            snapshot=self.named, volume=self.named, lineage=self.of.lineage, node="n", begun=self.begun,
+            heartbeat=self.town.time(), parent=self.of.parent,
+        )  # fmt: skip
+        self.town.objects[layout.pending(self.named.id)] = (records.encode(record), self.town.now)
         self.heard, self.slept = self.town.now, 0.0
-        found = self.town.objects.get(layout.manifest(self.named.id))
-        if found is not None:
+        if layout.manifest(self.named.id) in self.town.objects:
             self.fenced = SnapshotFailed("it was ended from outside")
 
     def run(self, view: View) -> None:
         dice = self.town.dice
-        catalog.begin(view, catalog.Beginning(self.named, self.named, self.lineage, "n"), {}, "r")
-        self._announce(view, self.wanted)
-        if self.wanted is not None:
-            self._take_parent(view, self.wanted)
-        entries = list(self.parent.regions) if self.parent is not None else []
+        self.heard = self.town.now
+        parent = catalog.begin(view, self.of, self.parents, {}, "r", conditions=True)
+        self.of = replace(self.of, parent=parent.snapshot.id if parent is not None else None)
+        self.begun = self.town.time()
+        self.sends = True
+        entries = list(parent.regions) if parent is not None else []
         numbers = range(2) if not entries else dice.sample(range(len(entries)), dice.randrange(len(entries) + 1))
         for number in numbers:
             entry = self._send(view, number, entries[number] if number < len(entries) else None)
             entries[number : number + 1] = [entry]
         manifest = Manifest(
-            snapshot=self.named, volume=self.named, lineage=self.lineage, node="n", created=self.begun,
-            committed=self._time(), size_bytes=len(entries) * GIB, logical_block_size=4096, regions=tuple(entries),
-            stored_chunks=1, zero_chunks=0, stored_bytes=1, uploaded_bytes=1, requests=1,
-            parent=self.wanted,
+            snapshot=self.named, volume=self.named, lineage=self.of.lineage, node="n", created=self.begun,
+            committed=self.town.time(), size_bytes=len(entries) * GIB, logical_block_size=4096, regions=tuple(entries),
+            stored_chunks=1, zero_chunks=0, stored_bytes=1, uploaded_bytes=1, requests=1, parent=self.of.parent,
         )  # fmt: skip
         view.put_if_absent(layout.manifest(self.named.id), records.encode(manifest))
-
-    def _take_parent(self, view: View, wanted: str) -> None:
-        """After pending.json names it: whether it is still there, and not deleted."""
-        try:
-            self.parent = catalog.committed(view, wanted)
-            if self.parent.lineage != self.lineage:
-                raise NotFound("its name is another snapshot's by now")
-        except StillframeError:
-            self.parent = None
-            self._announce(view, None)
 
     def _send(self, view: View, number: int, before: RegionEntry | None) -> RegionEntry:
         """A region of which something changed: a new pack, and what else the parent's index names, if there is one."""
@@ -132,11 +114,11 @@ class Session:
                 sizes[place] = (pack.name, 100)
             chunks = chunks[-2:]
         name = uuid.UUID(int=self.town.dice.getrandbits(128), version=4)
-        view.put(layout.pack(self.lineage, str(name)), [b"p" * 100])
+        view.put(layout.pack(self.of.lineage, str(name)), [b"p" * 100])
         chunks.append(Chunk(Codec.ZSTD, len(sizes), 0, 100, bytes(16)))
         sizes[len(sizes)] = (name, 100)
-        index = region.encode(region.build(number, uuid.UUID(self.lineage), chunks, sizes))
-        key = layout.region(self.lineage, str(uuid.UUID(int=self.town.dice.getrandbits(128), version=4)))
+        index = region.encode(region.build(number, uuid.UUID(self.of.lineage), chunks, sizes))
+        key = layout.region(self.of.lineage, str(uuid.UUID(int=self.town.dice.getrandbits(128), version=4)))
         view.put(key, [index])
         return RegionEntry(number, key, len(index), hashlib.sha256(index).hexdigest())
 
@@ -151,6 +133,7 @@ class History:
         self.names = 0
         self.collected = 0
         self.checked = -1
+        self.skews: dict[str, float] = {}  # of nodes; a name's sessions are of one volume, and so of one node
         self.told: dict[str, Told] = {}
         self.memory: list[Manifest] = []
         self.indexes: dict[str, frozenset[str]] = {}
@@ -158,6 +141,10 @@ class History:
         first = self.town.enter("first", catalog.open_repository)
         while not first.ended:
             self.town.step(first)
+
+    def in_its_time(self) -> AbstractContextManager[object]:
+        """Records tell the town's time."""
+        return patch.object(catalog, "now", self.town.time)
 
     # --- what is so
 
@@ -306,14 +293,16 @@ class History:
             return  # an engine has one session of a name; its sender is dead before the next
         chosen = self.dice.choice(self.memory[-6:]) if self.memory and self.dice.random() < 0.8 else None  # deleted or not
         lineage = chosen.lineage if chosen is not None else self.dice.choice(LINEAGES)
-        skew = self.dice.choice((0.0, 0.0, HOUR, -HOUR, 11 * HOUR, -11 * HOUR, 40 * HOUR, -40 * HOUR))
-        parent = chosen.snapshot.id if chosen is not None else None
-        self.sessions.append(Session(self, name, lineage, parent, skew, self.dice.random() < 0.5))
+        hours = self.dice.choice((0, 1, -1, 11, -11, 40, -40))
+        skew = self.skews.setdefault(name, hours * HOUR)
+        others = [manifest for manifest in self.memory[-6:] if manifest.lineage == lineage]
+        parents = [chosen, *self.dice.sample(others, self.dice.randrange(2))] if chosen is not None else []
+        self.sessions.append(Session(self, name, lineage, parents, skew, self.dice.random() < 0.5))
 
     def _delete(self) -> str | None:
         """Some snapshot, whatever has become of it; rather one that somebody builds on. Its id."""
         names = sorted({named[0] for key in self.town.objects if (named := layout.snapshot_of(key))})
-        parents = [session.wanted for session in self.sessions if session.wanted is not None]
+        parents = [parent.id for session in self.sessions for parent in session.parents]
         if not names:
             return None
         name = self.dice.choice(parents if parents and self.dice.random() < 0.5 else names)
@@ -425,11 +414,13 @@ class History:
 
 
 def play(seed: int, length: int = 500) -> History:
+    """A history from its beginning to a quiet end. Raises AssertionError."""
     history = History(seed)
     try:
-        for _ in range(length):
-            history.happen()
-        history.quiet()
+        with history.in_its_time():
+            for _ in range(length):
+                history.happen()
+            history.quiet()
     except BaseException:
         print("\n".join(history.town.log[-400:]))
         raise

@@ -13,14 +13,16 @@ from driver.core.errors import SnapshotFailed
 from driver.core.ids import new_id
 from driver.core.settings import Repository
 from driver.core.sizes import CHUNK_BYTES, chunks_of
+from driver.host.clock import boottime
 from driver.store import layout
 from driver.store.open import open_store
 from driver.store.port import ObjectStore
-from driver.store.retry import BRIEF
-from driver.transfer import catalog, send
+from driver.store.retry import BRIEF, FOR_EVER, Watch
+from driver.transfer import catalog, send, silence
 from driver.transfer.packbuffer import Header, PackBuffers
 from driver.transfer.rate import Rate
 from driver.transfer.records import Named
+from driver.transfer.silence import Silence
 from driver.transfer.spool import Spool
 from tests.transfer.feed import Feed, make_packs
 from tests.transfer.volumes import make_volume
@@ -55,13 +57,42 @@ def test_a_deletion_is_heard_of_before_the_end(store: ObjectStore, monkeypatch: 
         sender.run()  # nobody feeds it: only the heartbeat can end it
 
 
-def test_a_session_that_was_silent_too_long_does_not_commit(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(send, "SILENCE_SECONDS", 0.0)
+def wait_for(hours: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much later, by the clock of this machine."""
+    monkeypatch.setattr(silence, "boottime", lambda: boottime() + hours * 3600)
+
+
+@pytest.mark.parametrize("hours", [11.9, 12.1])
+def test_a_session_that_was_silent_too_long_does_not_commit(
+    store: ObjectStore, hours: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sender, feed, snapshot = make_sender(store, make_volume(16))
+    wait_for(hours, monkeypatch)
+    Silence(sender._packs)  # as a successor of this sender begins
     feed.start()
-    with pytest.raises(SnapshotFailed, match="did not answer"):
+    if hours < 12:
+        sender.run()
+        return
+    with pytest.raises(SnapshotFailed, match="for 12 hours the session could not tell"):
         sender.run()
     assert store.get(layout.manifest(snapshot), 10) is None
+
+
+def test_a_request_that_is_repeated_for_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the commit itself, and the heartbeat: an answer after days must not make the session young again."""
+    folder = tmp_path / "repository"
+    packs = PackBuffers(make_packs(1))
+    meter = send.Meter(packs)
+    meter.guard = Silence(packs).check
+    store = open_store(Repository("test", f"file://{folder}"), FOR_EVER, watch=Watch(meter.request, meter.retry))
+    folder.mkdir()
+    store.put("x", [b"x"])
+    wait_for(13, monkeypatch)
+    requests = packs.get(Header.REQUESTS)
+    with pytest.raises(SnapshotFailed, match="for 13 hours"):
+        store.put_if_absent("manifest", b"too late")
+    assert packs.get(Header.REQUESTS) == requests
+    assert not (folder / "manifest").exists()
 
 
 def test_the_heartbeat_renews_pending(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
