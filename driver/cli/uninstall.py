@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
 
 from driver.cli.context import Context, pass_context
+from driver.controller.seen import PodClaims, VolumeSeen
 from driver.core.errors import FailedPrecondition
 from driver.rpc.names import DRIVER
-
-if TYPE_CHECKING:
-    from driver.controller.kube import PodClaims, VolumeSeen
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from driver.controller.kube import Kube, NodeSeen, PodSeen, node_seen, pod_seen
+from driver.controller.kube import Kube
+from driver.controller.seen import NodeSeen, PodSeen, node_seen, pod_seen
 from driver.rpc.names import node_id
 
 DELETED: Final = "DELETED"

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from driver.controller.kube import Kube, LeaseSeen
+from driver.controller.kube import Kube
+from driver.controller.seen import LeaseSeen
 from driver.core.errors import KubernetesUnavailable
 from driver.rpc import logs
 

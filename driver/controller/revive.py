@@ -16,9 +16,10 @@ import grpc
 
 from csi import csi_pb2
 from driver.controller.cluster import State
-from driver.controller.kube import Kube, PodClaims, VolumeSeen
+from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
+from driver.controller.seen import PodClaims, VolumeSeen
 from driver.core.errors import NodeSilent, NodeUnavailable, StillframeError
 from driver.rpc import logs
 from driver.rpc.names import DEVICE_DEAD, DRIVER, node_id, parse_handle

@@ -14,7 +14,8 @@ from typing import Final
 
 from driver.controller import authority
 from driver.controller.authority import Authority
-from driver.controller.kube import Held, Kube
+from driver.controller.kube import Kube
+from driver.controller.seen import Held
 from driver.core.errors import StillframeError
 from driver.rpc import logs, tls
 from driver.rpc.tls import CA_FILE, CERTIFICATE_FILE, KEY_FILE, Certificates

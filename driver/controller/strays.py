@@ -18,9 +18,10 @@ from prometheus_client.registry import Collector
 
 from csi import csi_pb2
 from driver.controller.cluster import State
-from driver.controller.kube import Kube, VolumeSeen
+from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
+from driver.controller.seen import VolumeSeen
 from driver.core.errors import NodeSilent, NodeUnavailable, NotFound, StillframeError
 from driver.rpc import logs
 from driver.rpc.names import DRIVER, NAME_KEY, engine_name, parse_handle

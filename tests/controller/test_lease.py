@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 from kubernetes import client
 
-from driver.controller.kube import Kube, LeaseSeen
+from driver.controller.kube import Kube
 from driver.controller.lease import ACT_SECONDS, LASTS_SECONDS, RENEW_SECONDS, Lease, may_take
+from driver.controller.seen import LeaseSeen
 from driver.core.errors import KubernetesUnavailable
 from tests.apiserver import NAMESPACE, wait_until
 from tests.clusters import Cluster, cluster

@@ -11,9 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from csi import csi_pb2
 from driver.controller.cluster import Cluster as View
-from driver.controller.kube import Kube, VolumeSeen
+from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
+from driver.controller.seen import VolumeSeen
 from driver.controller.strays import Listed, Strays, left_behind, without_pv
 from driver.rpc.tls import Certificates
 from tests.apiserver import LABELS, NAMESPACE, wait_until

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from driver.controller.kube import PodClaims, VolumeSeen
 from driver.controller.revive import victims
+from driver.controller.seen import PodClaims, VolumeSeen
 from driver.core.ids import new_id
 from driver.host.mountinfo import Mount
 from driver.node.dead import dead_targets

@@ -8,7 +8,7 @@ from kubernetes import client
 
 from driver.cli.uninstall import Use
 from driver.cli.uninstall import uses as uses_of
-from driver.controller.kube import pod_claims, volume_seen
+from driver.controller.seen import pod_claims, volume_seen
 
 
 def volume(name: str, claim: str | None, driver: str | None = "csi.stillframe.io", namespace: str = "shop") -> Any:
