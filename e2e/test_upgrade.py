@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.cluster import SYSTEM, Story
+from e2e.cluster import SYSTEM, Story, until
 from e2e.conftest import ROOT
 from e2e.install import IMAGE, Release
 from e2e.machines import Machines
@@ -19,6 +19,11 @@ def images_of(story: Story, component: str) -> set[str]:
             for container in pod["spec"]["containers"] if "stillframe:" in container["image"]}  # fmt: skip
 
 
+def wait_for_images(story: Story, component: str) -> None:
+    """Until the last old pod is gone."""
+    until(lambda: images_of(story, component) == {NEW}, 60, lambda: f"{component}: {images_of(story, component)}")
+
+
 def test_an_upgrade_under_a_writer(story: Story, release: Release, machines: Machines) -> None:
     """The old engine serves on, for the new plugin."""
     machines.build(f"{IMAGE.rpartition(':')[0]}:{NEW}", ROOT)
@@ -29,7 +34,7 @@ def test_an_upgrade_under_a_writer(story: Story, release: Release, machines: Mac
     release.install("--set", f"image.tag={NEW}")
     for kind, component in (("DaemonSet", "node"), ("Deployment", "controller")):
         story.cluster.rolled_out(kind, f"{SYSTEM}-{component}")
-        assert images_of(story, component) == {NEW}
+        wait_for_images(story, component)
     assert images_of(story, "engine") == old
     story.snapshot("monday", "data")
     story.complete("monday")
