@@ -24,7 +24,7 @@ def engine_of(story: Story, node: str) -> str:
 def left_on(story: Story, node: str, engine: str) -> list[str]:
     """Mounts, loop devices and processes of the driver on a node."""
     script = (
-        f"grep stillframe /proc/mounts | grep -v -e ' {STATE} ' -e ' /run/stillframe '; "
+        f"grep -e '{STATE}/' -e /run/stillframe/ -e csi.stillframe.io /proc/mounts; "
         f"grep -l {engine} /sys/block/loop*/loop/backing_file; grep -la '/opt/stillframe/[b]in' /proc/[0-9]*/cmdline; true"
     )
     return story.cluster.machines.on_node(node, "sh", "-c", f"({script}) 2>/dev/null").splitlines()
