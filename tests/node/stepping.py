@@ -1,8 +1,9 @@
 """`python -m tests.node.stepping ORDER …`: the command line, which kills itself at a step of one CSI call.
 
 ORDER is a file with `<method> <n>`: the n-th step of that call is where it dies. A step is what the call does to the world:
-it asks the engine, runs a program (before, while it runs, after), mounts, unmounts, makes or removes something; each of
-these just before and just after. Nothing of the driver is changed for it: the interpreter tells of calls (sys.setprofile).
+it asks the engine, runs a program (before it and while it runs), mounts, unmounts, makes or removes something; it dies just
+before that, which is just after the step before, and at last when all is done and nothing answered. Nothing of the driver is
+changed for it: the interpreter tells of calls (sys.setprofile).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 _OURS: Final = {
-    ("client.py", "call"), ("run.py", "finish"), ("run.py", "run"), ("kernel.py", "mount"), ("kernel.py", "umount"),
+    ("client.py", "call"), ("run.py", "finish"), ("kernel.py", "mount"), ("kernel.py", "umount"),
     ("kernel.py", "bind_mount"),
 }  # fmt: skip
 _THEIRS: Final = {"mkdir", "rmdir", "unlink", "remove", "fork_exec"}
@@ -35,19 +36,22 @@ class Stepping:
         if event == "call" and code.co_name in CALLS:
             method, _, number = self._order.read_text().partition(" ")
             self._here.left = int(number) if method == code.co_name else 0
-        elif event == "return" and code.co_name in CALLS:
-            self._here.left = 0
-        elif getattr(self._here, "left", 0) and self._is_step(frame, event, argument):
-            self._here.left -= 1
-            if self._here.left == 0:
-                self._order.write_text("died 0")
-                os.kill(os.getpid(), signal.SIGKILL)
+        elif getattr(self._here, "left", 0):
+            is_end = event == "return" and code.co_name in CALLS
+            if is_end or self._is_step(frame, event, argument):
+                self._here.left -= 1
+                if self._here.left == 0:
+                    self._order.write_text("died 0")
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if is_end:
+                self._here.left = 0
 
     @staticmethod
     def _is_step(frame: FrameType, event: str, argument: Any) -> bool:
-        if event in ("call", "return"):
+        if event == "call":
             return (os.path.basename(frame.f_code.co_filename), frame.f_code.co_name) in _OURS
-        return event in ("c_call", "c_return") and getattr(argument, "__name__", "") in _THEIRS
+        name = getattr(argument, "__name__", "")
+        return (event == "c_call" and name in _THEIRS) or (event == "c_return" and name == "fork_exec")
 
 
 def main() -> None:
