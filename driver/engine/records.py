@@ -21,8 +21,8 @@ _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
 class VolumeRecord:
     """A volume. `state` is available or restoring; `created` is ISO 8601 in UTC; sizes are bytes; `formatted` once it was
     mounted, or if it was made from something; `growing` while its file system is grown unmounted, or if that was cut.
-    `base` is the snapshot that what is written is noted against: repository, id, created. Snapshots of before `full_after`
-    are no parents: one of them turned out to be damaged."""
+    `base` is the snapshot that what is written is noted against: repository, id, created; `base_number` counts its changes.
+    Sessions of before number `full_from` made no parents: one of theirs turned out to be damaged."""
 
     id: str
     name: str
@@ -38,7 +38,8 @@ class VolumeRecord:
     source_volume: str | None = None
     restore_job: str | None = None
     base: dict[str, str] | None = None
-    full_after: str = ""
+    base_number: int = 0
+    full_from: int = 0
     growing: bool = False
 
     def changed(self, **changes: Any) -> Self:
@@ -50,7 +51,8 @@ class SessionRecord:
     """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time.
 
     `group` names the group snapshot that it belongs to; `target` is the id of the volume that it clones into. `parent` is
-    the snapshot that it builds on (id, created, size_bytes); `pending_chunks` is how many chunks it has to read.
+    the snapshot that it builds on (id, created, size_bytes); `pending_chunks` is how many chunks it has to read;
+    `base_number` is the volume's when it began.
     """
 
     id: str
@@ -74,6 +76,7 @@ class SessionRecord:
     parent: dict[str, Any] | None = None
     pending_chunks: int = 0
     conditional_put: bool | None = None
+    base_number: int = 0
 
     def changed(self, **changes: Any) -> Self:
         return replace(self, **changes)

@@ -42,7 +42,7 @@ def _wanted(of: VolumeRecord, name: str, repository: str, on_full: str, group: s
     return SessionRecord(
         id=snapshot_id(name), name=name, repository=repository, volume_id=of.id, volume_name=of.name, lineage=of.lineage,
         size_bytes=of.size_bytes, logical_block_size=of.logical_block_size, on_buffer_full=on_full, budget_bytes=0,
-        group=group,
+        group=group, base_number=of.base_number,
     )  # fmt: skip
 
 
@@ -200,7 +200,7 @@ class Sessions:
         others = [
             {"id": other.id, "created": other.created} for other in reversed(self.all())
             if (other.volume_id, other.repository, other.state) == (of.id, record.repository, "committed")
-            and other.created > of.full_after and other.id not in [known["id"] for known in base]
+            and other.base_number >= of.full_from and other.id not in [known["id"] for known in base]
         ]  # fmt: skip
         return [{"id": known["id"], "created": known["created"]} for known in [*base, *others]][:_PARENTS_MAX]
 

@@ -242,8 +242,10 @@ class Volumes:
         return record.id in self._held and os.path.exists(self._device_record(record))
 
     def open(self, record: VolumeRecord) -> None:
-        """Have the keeper hold the volume's memory and files. Nothing happens if it does."""
+        """Have the keeper hold the volume's memory and files, if it does not. Nothing on disk claims to know what changed
+        from then on."""
         if record.id in self._held:
+            files.remove(self._changes(record))  # of a `close` that was broken off
             return
         spill = self._folder.volume_folder(record.id) / "spill"
         fds = {
@@ -275,13 +277,24 @@ class Volumes:
     def _changes(self, record: VolumeRecord) -> Path:
         return self._folder.volume_folder(record.id) / "changes"
 
+    def _about(self, record: VolumeRecord, base: Mapping[str, str]) -> str:
+        """What a note of changes is about: the base, and the disk as it is now. Whoever else writes to the disk's file, or
+        puts another one in its place, makes the note worthless. Raises OSError."""
+        disk = os.stat(self.disk(record))
+        return f"{base_name(base)} {disk.st_ino} {disk.st_ctime_ns}"
+
     def _load_changes(self, record: VolumeRecord, memory: int) -> None:
         """Know what was written since the base, as the last `close` left it. The file goes before anybody can write: from
         then on only memory knows."""
         if record.base is not None:
             shared = Shared(memory)
-            changes.load(shared, self._changes(record), base_name(record.base))
-            shared.close()
+            try:
+                changes.load(shared, self._changes(record), self._about(record, record.base))
+            except OSError as error:
+                text = f"what changed on volume {record.name} cannot be read, its next snapshot compares all"
+                say("engine", f"{text}: {error}")
+            finally:
+                shared.close()
         files.remove(self._changes(record))
 
     def _save_changes(self, record: VolumeRecord) -> None:
@@ -293,30 +306,40 @@ class Volumes:
             (memory,) = self._keeper.take(record.id, ["memory"])
             try:
                 shared = Shared(memory)
-                changes.save(shared, self._changes(record), base_name(base))
+                changes.save(shared, self._changes(record), self._about(record, base))
                 shared.close()
             finally:
                 os.close(memory)
         except (OSError, NotFound) as error:
-            say("engine", f"what changed on volume {record.name} could not be noted: {error}")
+            say("engine", f"what changed on volume {record.name} cannot be noted, its next snapshot compares all: {error}")
 
-    def note_base(self, volume_id: str, base: dict[str, str]) -> None:
-        """From now on what is written is noted against the snapshot `base`. Raises NotFound, OSError."""
+    def note_base(self, volume_id: str, base: dict[str, str], number: int) -> bool:
+        """From now on what is written is noted against the snapshot `base`, whose session began at base number `number`.
+        False if another one came in between: what was written before that one's cut is forgotten. Raises NotFound,
+        OSError."""
         name = self.by_id(volume_id).name
         with self.locked(name):
-            self.save(self.record(name).changed(base=base))
+            record = self.record(name)
+            if record.base != base:
+                if record.base_number != number:
+                    return False
+                self.save(record.changed(base=base, base_number=number + 1))
+            return True
 
     def note_restored(self, record: VolumeRecord) -> None:
         """The volume, which nobody has opened yet, is what its base is, and available. Raises OSError."""
         if record.base is not None:
-            changes.save_none(self._changes(record), record.size_bytes, base_name(record.base))
+            changes.save_none(self._changes(record), record.size_bytes, self._about(record, record.base))
         self.save(record.changed(state="available", restore_job=None))
 
-    def note_damage(self, volume_id: str) -> None:
-        """The next snapshot has no parent: one that is there by now is damaged. Raises NotFound, OSError."""
+    def note_damage(self, volume_id: str, number: int) -> None:
+        """The next snapshot has no parent: what a session of base number `number` built on is damaged. Raises NotFound,
+        OSError."""
         name = self.by_id(volume_id).name
         with self.locked(name):
-            self.save(self.record(name).changed(base=None, full_after=datetime.now(UTC).isoformat(timespec="microseconds")))
+            record = self.record(name)
+            if record.base_number == number:
+                self.save(record.changed(base=None, base_number=number + 1, full_from=number + 1))
 
     def attach(self, name: str) -> VolumeRecord:
         """Make the volume's block device. Raises FailedPrecondition while it is being restored, Unsupported."""

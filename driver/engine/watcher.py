@@ -18,6 +18,7 @@ from driver.core.errors import (
     DataCorrupt,
     EngineUnavailable,
     FailedPrecondition,
+    Internal,
     NotFound,
     RepositoryUnavailable,
     SnapshotFailed,
@@ -41,14 +42,30 @@ _AGAIN_SECONDS_MAX: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _SILENT_SECONDS: Final = 5.0
 """A sweeper that has not moved for so long hangs."""
-_DAMAGE: Final = (DataCorrupt.__name__, Unsupported.__name__)
-"""Kinds of errors that a sender meets in nothing but its parent."""
+_DAMAGE: Final = (DataCorrupt.__name__, Unsupported.__name__, Internal.__name__)
+"""Kinds of errors that a sender which builds on nothing does not meet, or not again."""
 _DELETED: Final = SnapshotFailed("it was deleted while it was being made")
 
 
 def _lost(more: str = "") -> dict[str, str]:
     text = "the engine was stopped, or lost its power, before the snapshot was complete"
     return SnapshotFailed(text + more, "take it again, by another name").to_message()
+
+
+def _explained(record: SessionRecord, error: dict[str, Any]) -> dict[str, Any]:
+    """A sender's error, with what it means for the snapshot that it built on, and for the next one."""
+    if not _blames_parent(record, error):
+        return error
+    hint = "the next snapshot of this volume is a full one and does not need what this one built on"
+    if error["kind"] != Internal.__name__:
+        parent = (record.parent or {})["id"]
+        error = {**error, "message": f"the snapshot that it builds on, {parent}, is damaged: {error['message']}"}
+        hint += f"; see what is left of that: stillframe snapshot verify {parent}"
+    return {**error, "hint": "; ".join(filter(None, (error.get("hint"), hint)))}
+
+
+def _blames_parent(record: SessionRecord, error: dict[str, Any] | None) -> bool:
+    return bool(record.parent) and (error or {}).get("kind") in _DAMAGE
 
 
 def catalog_job(record: SessionRecord) -> str:
@@ -213,7 +230,7 @@ class Watcher:
             return self._look_at_sweeper(record, meter)
         if status["state"] == "done":
             return {"state": "committed"}
-        return {"state": "failed", "error": status["error"]}
+        return {"state": "failed", "error": _explained(record, status["error"])}
 
     def _note_statistics(self, record: SessionRecord, meter: Meter) -> None:
         """Once the sweep is done, leave the session's figures to the sender, which puts them into the manifest."""
@@ -338,10 +355,9 @@ class Watcher:
         try:
             if record.state == "committed" and record.target is None:
                 base = {"repository": record.repository, "id": record.id, "created": record.created}
-                self._volumes.note_base(record.volume_id, base)
-                return True
-            if record.state == "failed" and record.parent and (record.error or {}).get("kind") in _DAMAGE:
-                self._volumes.note_damage(record.volume_id)
+                return self._volumes.note_base(record.volume_id, base, record.base_number)
+            if record.state == "failed" and _blames_parent(record, record.error):
+                self._volumes.note_damage(record.volume_id, record.base_number)
         except (OSError, NotFound) as error:
             say("engine", f"session {record.name}: its end cannot be noted with its volume: {error}")
         return False

@@ -35,9 +35,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove(path: Path) -> None:
-    """Unlink a file, if it is there, durably."""
+    """Unlink a file, if it is there, durably: also one that somebody unlinked who died before it was."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
         sync_folder(path.parent)
 
 

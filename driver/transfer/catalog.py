@@ -119,7 +119,10 @@ def parent(store: ObjectStore, of: Ancestor, lineage: str) -> Manifest:
     DataCorrupt, Unsupported."""
     found = read_manifest(store, of.id)
     if not isinstance(found, Manifest) or (found.lineage, found.created) != (lineage, of.created):
-        raise NotFound(f"there is no snapshot {of.id} of {of.created} in {store.where}", "take one with --full")
+        raise NotFound(
+            f"the snapshot to build on, {of.id} of {of.created}, is not in {store.where}",
+            "it was removed there, or the repository's name stands for another place now; take the snapshot again",
+        )
     return found
 
 

@@ -183,7 +183,10 @@ class Sender:
         """What was not swept is taken for the parent's: so everything that was to be swept must be in the spool."""
         found, expected = sum(self._spool.counts()), self._packs.get(Header.SWEPT_CHUNKS)
         if found != expected:
-            raise Internal(f"{found} chunks were sent, of {expected}")
+            raise Internal(
+                f"the snapshot was not committed: of {expected} chunks that were to be sent, {found} were",
+                "a defect of Stillframe: keep the engine's log and report it",
+            )
 
     def _send_region(self, number: int) -> RegionEntry:
         self._check_fence()

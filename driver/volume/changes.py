@@ -30,7 +30,7 @@ _WRITTEN: Final = b"\x01"
 _WRITTEN_RUN: Final = re.compile(rb"\x01+")
 _PIECE: Final = 1 << 20
 _HEADER: Final = struct.Struct("<8sQ32s32s")
-"""Magic, chunks, SHA-256 of the base's name, SHA-256 of each MiB of the map that is not 0 behind its offset."""
+"""Magic, chunks, SHA-256 of what it is about (`base` below), SHA-256 of the map: each MiB that is not 0 behind its place."""
 _MAGIC: Final = b"SFDIRTY1"
 
 
@@ -144,7 +144,8 @@ def save_none(path: Path, size_bytes: int, base: str) -> None:
 
 
 def load(shared: Shared, path: Path, base: str) -> None:
-    """Take over what `save` left, if it was about `base` and is whole. The memory is new. Raises OSError.
+    """Take over what `save` left, if it was about `base` and is whole. The memory is new. After an OSError nothing is
+    trusted.
 
     The caller removes the file before anybody may write.
     """
