@@ -311,7 +311,18 @@ class Volumes:
             finally:
                 os.close(memory)
         except (OSError, NotFound) as error:
-            say("engine", f"what changed on volume {record.name} cannot be noted, its next snapshot compares all: {error}")
+            self._say_not_noted(record, error)
+
+    def _note_growth(self, record: VolumeRecord, about: str) -> None:
+        """The engine itself has changed the disk of a volume that nobody has open; what was noted of it is still so."""
+        try:
+            changes.move(self._changes(record), about, self._about(record, record.base or {}))
+        except OSError as error:
+            self._say_not_noted(record, error)
+
+    @staticmethod
+    def _say_not_noted(record: VolumeRecord, error: Exception) -> None:
+        say("engine", f"what changed on volume {record.name} cannot be noted, its next snapshot compares all: {error}")
 
     def note_base(self, volume_id: str, base: dict[str, str], number: int) -> bool:
         """From now on what is written is noted against the snapshot `base`, whose session began at base number `number`.
@@ -329,7 +340,10 @@ class Volumes:
     def note_restored(self, record: VolumeRecord) -> None:
         """The volume, which nobody has opened yet, is what its base is, and available. Raises OSError."""
         if record.base is not None:
-            changes.save_none(self._changes(record), record.size_bytes, self._about(record, record.base))
+            try:
+                changes.save_none(self._changes(record), record.size_bytes, self._about(record, record.base))
+            except OSError as error:
+                self._say_not_noted(record, error)
         self.save(record.changed(state="available", restore_job=None))
 
     def note_damage(self, volume_id: str, number: int) -> None:
@@ -408,8 +422,11 @@ class Volumes:
                     f"volume {name!r} has {format_size(record.size_bytes)}, more than {format_size(size_bytes)}",
                     "a volume cannot shrink; restore its files into a smaller one",
                 )
+            about = self._about(record, record.base) if record.base is not None else None
             disks.grow(self.disk(record), size_bytes, thick=record.provisioning == "thick")
             record = self.save(record.changed(size_bytes=size_bytes))
+            if about is not None and record.id not in self._held:
+                self._note_growth(record, about)
             if record.id in self._held:
                 node = self._node(record) if self.is_attached(record) else None
                 self._keeper.run("resize", [record.id], size_bytes=size_bytes, node=node)

@@ -143,6 +143,23 @@ def save_none(path: Path, size_bytes: int, base: str) -> None:
     files.sync_folder(path.parent)
 
 
+def move(path: Path, base: str, to: str) -> None:
+    """What `save` left about `base` is about `to` from now on; what is about something else stays so. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        header = os.pread(fd, _HEADER.size, 0)
+        if len(header) == _HEADER.size:
+            magic, chunks, of, digest = _HEADER.unpack(header)
+            if of == _digest(base):
+                _write(fd, _HEADER.pack(magic, chunks, _digest(to), digest), 0)
+                os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def load(shared: Shared, path: Path, base: str) -> None:
     """Take over what `save` left, if it was about `base` and is whole. The memory is new. After an OSError nothing is
     trusted.
