@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from driver.core.errors import Internal, NotFound, StillframeError
+from driver.core.errors import DeviceError, Internal, NotFound, StillframeError
 from driver.core.ids import new_id
 from driver.engine.clients import TransferClient
 
@@ -67,6 +67,10 @@ class Jobs:
                     then(failure)
             except StillframeError as other:
                 status.update(state="failed", error=other.to_message())
+            except OSError as other:
+                hint = "make room on that disk, or mend it, and start the engine again"
+                unnoted = DeviceError(f"its end cannot be noted on the disk of the state folder: {other}", hint)
+                status.update(state="failed", error=unnoted.to_message())
             self._set(job, status)
             return
 

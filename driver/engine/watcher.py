@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from driver.core.errors import (
+    AccessDenied,
     DataCorrupt,
     EngineUnavailable,
     FailedPrecondition,
@@ -23,7 +24,6 @@ from driver.core.errors import (
     RepositoryUnavailable,
     SnapshotFailed,
     StillframeError,
-    Unsupported,
 )
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.meter import Meter, failure_of
@@ -42,7 +42,7 @@ _AGAIN_SECONDS_MAX: Final = 30.0
 _POLL_SECONDS: Final = 0.05
 _SILENT_SECONDS: Final = 5.0
 """A sweeper that has not moved for so long hangs."""
-_DAMAGE: Final = (DataCorrupt.__name__, Unsupported.__name__, Internal.__name__)
+_DAMAGE: Final = (DataCorrupt.__name__, Internal.__name__)
 """Kinds of errors that a sender which builds on nothing does not meet, or not again."""
 _DELETED: Final = SnapshotFailed("it was deleted while it was being made")
 
@@ -54,13 +54,14 @@ def _lost(more: str = "") -> dict[str, str]:
 
 def _explained(record: SessionRecord, error: dict[str, Any]) -> dict[str, Any]:
     """A sender's error, with what it means for the snapshot that it built on, and for the next one."""
+    if record.parent and error.get("kind") == AccessDenied.__name__:
+        only = "if it is only what earlier snapshots stored that cannot be read: stillframe snapshot create --full"
+        return {**error, "hint": "; ".join(filter(None, (error.get("hint"), only)))}
     if not _blames_parent(record, error):
         return error
     hint = "the next snapshot of this volume is a full one and does not need what this one built on"
-    if error["kind"] != Internal.__name__:
-        parent = (record.parent or {})["id"]
-        error = {**error, "message": f"the snapshot that it builds on, {parent}, is damaged: {error['message']}"}
-        hint += f"; see what is left of that: stillframe snapshot verify {parent}"
+    if error["kind"] == DataCorrupt.__name__:
+        hint += f"; see what is left of that: stillframe snapshot verify {(record.parent or {})['id']}"
     return {**error, "hint": "; ".join(filter(None, (error.get("hint"), hint)))}
 
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from driver.core.errors import AlreadyExists, DataCorrupt, NotFound, SnapshotFailed, StillframeError, Unsupported
+from driver.core.errors import (
+    AccessDenied,
+    AlreadyExists,
+    DataCorrupt,
+    NotFound,
+    SnapshotFailed,
+    StillframeError,
+    Unsupported,
+)
 from driver.core.ids import new_id
 from driver.store import layout
 from driver.store.port import Listed, ObjectStore
@@ -105,7 +113,7 @@ def begin(
         if ancestor.id != first.parent:
             write_pending(store, replace(of, parent=ancestor.id), now())
         stone = store.head(layout.tombstone(ancestor.id))  # before the manifest: see `committed`
-        with contextlib.suppress(DataCorrupt, Unsupported, NotFound):
+        with contextlib.suppress(DataCorrupt, Unsupported, NotFound, AccessDenied):  # perhaps in an archive: do without
             found = parent(store, ancestor, of.lineage)
             if stone is None:
                 return found

@@ -10,6 +10,7 @@ import hashlib
 import threading
 from concurrent.futures import Future
 
+from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.sizes import CHUNKS_PER_REGION, chunks_of
 from driver.store.port import ObjectStore
 from driver.transfer import region
@@ -42,8 +43,8 @@ class Parent:
         return max(0, min(CHUNKS_PER_REGION, chunks_of(self._manifest.size_bytes) - number * CHUNKS_PER_REGION))
 
     def digest(self, chunk: int) -> bytes | None:
-        """A chunk's digest; None if the parent does not have it, or as zeros. Raises DataCorrupt, Unsupported, and what the
-        store raises."""
+        """A chunk's digest; None if the parent does not have it, or as zeros. Raises DataCorrupt, and what the store
+        raises."""
         number, position = divmod(chunk, CHUNKS_PER_REGION)
         if position >= self.chunks(number) or self._manifest.regions[number].is_zero:
             return None
@@ -68,13 +69,19 @@ class Parent:
                 found = self._found[number] = Future()
         if is_mine:
             try:
-                found.set_result(self._fetch(number))
+                found.set_result(self._usable(number))
             except BaseException as error:
                 with self._lock:
                     del self._found[number]
                 found.set_exception(error)
                 raise
         return found.result()
+
+    def _usable(self, number: int) -> int:
+        try:
+            return self._fetch(number)
+        except (DataCorrupt, Unsupported) as error:
+            raise DataCorrupt(f"snapshot {self.id}, which this one builds on, is damaged: {error}", error.hint) from error
 
     def _fetch(self, number: int) -> int:
         entry = self._manifest.regions[number]

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from driver.core.errors import DeviceError
 from driver.transfer import records
 from tests.engines import Engine, engine
 from tests.linux.test_incremental import CHUNKS, Volume, check, swept
@@ -199,3 +200,14 @@ def test_what_changed_is_known_after_a_growth_without_a_device(one: Engine) -> N
     assert swept(volume.snapshot("second")) == 2
     volume.attach()
     check(volume, "second")
+
+
+def test_a_restore_whose_end_cannot_be_noted_has_failed(one: Engine) -> None:
+    volume = Volume(one, "data")
+    volume.write(1)
+    volume.snapshot("first")
+    begun = one.call("snapshot.restore", snapshot="first", volume="again")
+    record = one.state / "volumes" / begun["volume"]["id"] / "volume.json.new"
+    record.symlink_to(record.name)  # ELOOP, in the place of a full disk
+    with pytest.raises(DeviceError, match="cannot be noted"):
+        one.wait_job(begun["job"])

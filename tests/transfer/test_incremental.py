@@ -281,3 +281,22 @@ def test_a_snapshot_takes_few_requests_and_no_listing(rig: Rig, versitygw: S3Ser
         before = session
     assert rig.restore("s3", before.id, len(volume)) == volume
     proxy.close()
+
+
+UNREADABLE = Path("/sys/bus/platform/drivers_probe")
+"""A file that even root may not open to read."""
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs sysfs")
+def test_a_parent_that_may_not_be_read_is_none(rig: Rig) -> None:
+    """As with objects that a lifecycle rule has moved to an archive: what is new can still be stored."""
+    volume = random_volume(20)
+    first = rig.session(rig.add_folder(), volume)
+    first.send()
+    path = rig.folder / f"repository-folder/snapshots/{first.id}/manifest.json"
+    path.unlink()
+    path.symlink_to(UNREADABLE)
+    second = next_session(rig, first, volume, None)
+    assert second.begin()["parent"] is None
+    first.close()
+    second.close()
