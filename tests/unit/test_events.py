@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from driver.controller.events import About, Content, about, claim_of, events, snapshot_of, text, unheard
-from driver.node.work import LATELY, is_wanted, upload
+from driver.node.work import LATELY, is_wanted, restore, upload
 from driver.rpc.progress import Kind, Stage, Work, asked_for, pack, unpack
 
 GIB = 1 << 30
@@ -37,8 +37,8 @@ def test_a_snapshot_and_its_claim_are_told_and_nobody_else() -> None:
     }
     assert about([UPLOAD], contents, [CLAIM]) == {"main:1": About(SNAPSHOT, None)}
     assert about([UPLOAD], [], [bound]) == {}, "what a command began, and a clone, is nobody's in Kubernetes"
-    restore = Work(Kind.RESTORE, "pvc-uid-1", "node-a:8", Stage.RUNNING)
-    assert about([restore, replace(restore, id="pvc-uid-0")], contents, [CLAIM]) == {"pvc-uid-1": About(None, CLAIM.subject)}
+    wanted = Work(Kind.RESTORE, "pvc-uid-1", "node-a:8", Stage.RUNNING)
+    assert about([wanted, replace(wanted, id="pvc-uid-0")], contents, [CLAIM]) == {"pvc-uid-1": About(None, CLAIM.subject)}
 
 
 def test_the_same_thing_is_told_in_the_same_event() -> None:
@@ -53,9 +53,9 @@ def test_the_same_thing_is_told_in_the_same_event() -> None:
 
 
 def test_what_no_node_tells_any_more_is_looked_up() -> None:
-    restore = Work(Kind.RESTORE, "pvc-1", "node-a:8", Stage.RUNNING)
+    wanted = Work(Kind.RESTORE, "pvc-1", "node-a:8", Stage.RUNNING)
     other = replace(UPLOAD, id="main:2")
-    assert unheard([UPLOAD, other, restore], [replace(other, stage=Stage.DONE)]) == [UPLOAD]
+    assert unheard([UPLOAD, other, wanted], [replace(other, stage=Stage.DONE)]) == [UPLOAD]
 
 
 def session(state: str, age: timedelta, **more: Any) -> dict[str, Any]:
@@ -75,6 +75,17 @@ def test_a_node_tells_what_runs_what_it_is_asked_for_and_what_was_short() -> Non
     assert not is_wanted(session("committed", LATELY * 2), ["main:2"], NOW)
     assert is_wanted(session("uploading", timedelta(0), created=""), [], NOW)
     assert not is_wanted(session("failed", timedelta(0), created=""), [], NOW)
+
+
+def test_a_restore_says_how_far_it_is_before_and_after_it_has_begun() -> None:
+    volume = {"name": "pvc-uid-1", "size_bytes": 2 * GIB}
+    begun = restore(volume, "node-a:8", {"bytes_done": GIB // 4, "bytes_total": GIB})
+    assert begun == Work(Kind.RESTORE, "pvc-uid-1", "node-a:8", Stage.RUNNING, GIB // 4, GIB)
+    assert text(restore(volume, "node-a:8", {})) == "restoring: 0 %, 2.0 GiB left"
+    told = events(begun, About(None, CLAIM.subject))
+    assert [(event.about.kind, event.reason, event.message) for event in told] == [
+        ("PersistentVolumeClaim", "VolumeRestoring", "restoring: 25 %, 768.0 MiB left")
+    ]  # fmt: skip
 
 
 def test_work_goes_over_the_wire_as_it_is() -> None:
