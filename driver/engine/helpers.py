@@ -95,13 +95,14 @@ def cut(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 def end(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """End `session` of one volume, and empty the spill file; with `is_base` its snapshot is the volume's base. Nothing
-    happens if it has ended."""
+    """End `session` of one volume, and empty the spill file; with `is_base` its snapshot is the volume's base, and the next
+    session is to read the chunks `again`. Nothing happens if it has ended."""
     ((_, roles),) = volumes.items()
     part = session.Part(Shared(roles["memory"]), argument["session"])
     session.end(
-        part, argument["deadline_seconds"], lambda: os.ftruncate(roles["spill"], 0), is_base=argument["is_base"]
-    )
+        part, argument["deadline_seconds"], lambda: os.ftruncate(roles["spill"], 0), is_base=argument["is_base"],
+        again=argument["again"],
+    )  # fmt: skip
     return {}
 
 

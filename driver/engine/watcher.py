@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,10 @@ _SILENT_SECONDS: Final = 5.0
 _DAMAGE: Final = (DataCorrupt.__name__, Internal.__name__)
 """Kinds of errors that a sender which builds on nothing does not meet, or not again."""
 _DELETED: Final = SnapshotFailed("it was deleted while it was being made")
+
+
+_AGAIN: Final = "again"
+"""Of an outcome: what the sender wants the next session to send again; no field of a record."""
 
 
 def _lost(more: str = "") -> dict[str, str]:
@@ -230,7 +234,7 @@ class Watcher:
             self._note_statistics(record, meter)
             return self._look_at_sweeper(record, meter)
         if status["state"] == "done":
-            return {"state": "committed"}
+            return {"state": "committed", _AGAIN: status["result"]["again"] if record.target is None else []}
         return {"state": "failed", "error": _explained(record, status["error"])}
 
     def _note_statistics(self, record: SessionRecord, meter: Meter) -> None:
@@ -327,6 +331,8 @@ class Watcher:
         """
         self._cancel(record)
         figures = self._table.meter(record).read(record)
+        again = outcome.get(_AGAIN, [])
+        outcome = {key: value for key, value in outcome.items() if key != _AGAIN}
         record = record.changed(statistics=figures["session"], uploaded=figures["uploaded"], **outcome)
         is_noted = True
         try:
@@ -334,7 +340,7 @@ class Watcher:
         except OSError as error:
             is_noted = False
             say("engine", f"session {record.name}: its end cannot be noted: {error}")
-        self.release(record.volume_id, record.id, is_base=self._note_base(record))
+        self.release(record.volume_id, record.id, is_base=self._note_base(record), again=again)
         files.remove(self._folder.session_folder(record.id) / "spool")
         files.remove(self._statistics(record))
         self._volumes.end_session(record.volume_id, record.id)
@@ -386,10 +392,14 @@ class Watcher:
             self.release(volume_id, session, is_base=is_base)
             self._volumes.close(of)
 
-    def release(self, volume_id: str, session: str, *, is_base: bool = False) -> None:
+    def release(
+        self, volume_id: str, session: str, *, is_base: bool = False, again: Sequence[Sequence[int]] = ()
+    ) -> None:
         """End the session in the volume's memory; with `is_base` its snapshot is the volume's base, as the volume's record
-        says. Nothing happens if that is done, or if the memory is gone."""
+        says, and the next is to read the chunks `again` too. Nothing happens if that is done, or if the memory is gone."""
         self._keeper.unkeep(volume_id, sweep_key(session))
         with contextlib.suppress(NotFound):
-            self._keeper.run("end", [volume_id], session=session, deadline_seconds=_DRAIN_SECONDS, is_base=is_base)
+            self._keeper.run(
+                "end", [volume_id], session=session, deadline_seconds=_DRAIN_SECONDS, is_base=is_base, again=list(again)
+            )
         self._keeper.drop(volume_id, [packs_role(session)])

@@ -63,7 +63,7 @@ class Report:
 
 
 def run_send(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
-    """Upload a session; the committed snapshot's summary. See `driver.transfer.send`."""
+    """Upload a session; the committed snapshot's summary, and `again` of `driver.transfer.send`."""
     packs_fd, spool_fd = fds
     spec = specs.parse(given, specs.Send)
     session = send.session_of(spec)
@@ -86,7 +86,7 @@ def run_send(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Re
         store, session, packs, spool, meter, conditions=conditions, parent=parent,
         statistics=lambda: _statistics(spec.statistics_path),
     )  # fmt: skip
-    return catalog.summary_of_manifest(sender.run(), spec.repository)
+    return {**catalog.summary_of_manifest(sender.run(), spec.repository), "again": sender.again}
 
 
 def _statistics(path: str | None) -> dict[str, Any] | None:

@@ -9,14 +9,22 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future
+from typing import NamedTuple
 
 from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.sizes import CHUNKS_PER_REGION, chunks_of
 from driver.store.port import ObjectStore
-from driver.transfer import region
+from driver.transfer import region, repack
 from driver.transfer.records import Manifest, RegionEntry, corrupt, missing
 from driver.transfer.region import CHUNK, HEADER, PACK, Codec, RegionIndex
 from driver.transfer.spool import Spool
+
+
+class _Known(NamedTuple):
+    """Of an index in the spool: where its chunks begin, and which of its packs are to be left."""
+
+    chunks_at: int
+    left: frozenset[int]
 
 
 class Parent:
@@ -27,7 +35,7 @@ class Parent:
         self._manifest = manifest
         self._spool = spool
         self._lock = threading.Lock()  # guards _found; nothing is asked of the store with it held
-        self._found: dict[int, Future[int]] = {}
+        self._found: dict[int, Future[_Known]] = {}
 
     @property
     def id(self) -> str:
@@ -43,14 +51,15 @@ class Parent:
         return max(0, min(CHUNKS_PER_REGION, chunks_of(self._manifest.size_bytes) - number * CHUNKS_PER_REGION))
 
     def digest(self, chunk: int) -> bytes | None:
-        """A chunk's digest; None if the parent does not have it, or as zeros. Raises DataCorrupt, and what the store
-        raises."""
+        """A chunk's digest; None if the parent does not have it, or as zeros, or in a pack that is to be left. Raises
+        DataCorrupt, and what the store raises."""
         number, position = divmod(chunk, CHUNKS_PER_REGION)
         if position >= self.chunks(number) or self._manifest.regions[number].is_zero:
             return None
-        at = self._fetched(number) + position * CHUNK.size
-        codec, _, _, _, digest = CHUNK.unpack(self._spool.parent_bytes(number, at, CHUNK.size))
-        return None if codec == Codec.ZERO else digest
+        known = self._fetched(number)
+        at = known.chunks_at + position * CHUNK.size
+        codec, pack, _, _, digest = CHUNK.unpack(self._spool.parent_bytes(number, at, CHUNK.size))
+        return None if codec == Codec.ZERO or pack in known.left else digest
 
     def index(self, number: int) -> RegionIndex | None:
         """A region's index; None if all of it is zero, or none of it is the parent's. Raises as `digest`."""
@@ -60,8 +69,8 @@ class Parent:
         self._fetched(number)
         return region.decode(self._spool.parent(number) or b"", entry.key or "")
 
-    def _fetched(self, number: int) -> int:
-        """Have the index in the spool; where its chunks begin."""
+    def _fetched(self, number: int) -> _Known:
+        """Have the index in the spool."""
         with self._lock:
             found = self._found.get(number)
             is_mine = found is None
@@ -77,13 +86,13 @@ class Parent:
                 raise
         return found.result()
 
-    def _usable(self, number: int) -> int:
+    def _usable(self, number: int) -> _Known:
         try:
             return self._fetch(number)
         except (DataCorrupt, Unsupported) as error:
             raise DataCorrupt(f"snapshot {self.id}, which this one builds on, is damaged: {error}", error.hint) from error
 
-    def _fetch(self, number: int) -> int:
+    def _fetch(self, number: int) -> _Known:
         entry = self._manifest.regions[number]
         key = entry.key or ""
         data = self._spool.parent(number)
@@ -97,4 +106,6 @@ class Parent:
         index = region.decode(data, key)
         if (index.number, len(index.chunks), str(index.lineage)) != (number, self.chunks(number), self._manifest.lineage):
             raise corrupt(key, "it describes another region")
-        return HEADER.size + len(index.packs) * PACK.size
+        packs = repack.packs_to_send_again(index)
+        left = frozenset(place for place, pack in enumerate(index.packs) if pack.name in packs)
+        return _Known(HEADER.size + len(index.packs) * PACK.size, left)

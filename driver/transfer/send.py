@@ -23,7 +23,7 @@ from driver.core.sizes import CHUNK_BYTES, chunks_of
 from driver.host.clock import boottime
 from driver.store import layout
 from driver.store.port import ObjectStore
-from driver.transfer import catalog, merge, pack, records, region, specs
+from driver.transfer import catalog, merge, pack, records, region, repack, specs
 from driver.transfer.chunks import Compressor
 from driver.transfer.packbuffer import Entry, Header, PackBuffers, State
 from driver.transfer.parent import Parent
@@ -86,6 +86,7 @@ class Sender:
         self._conditions = conditions
         self._parent = parent
         self._statistics = statistics
+        self._again: list[tuple[int, int]] = []
         self._arenas = pack.Arenas()
         self._local = threading.local()
         self._silence = Silence(packs)
@@ -110,6 +111,11 @@ class Sender:
         finally:
             self._ended.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def again(self) -> list[tuple[int, int]]:
+        """After the commit: runs (first, count) of chunks that the next session should send again."""
+        return repack.within(sorted(self._again))
 
     # --- packs
 
@@ -211,6 +217,7 @@ class Sender:
         key = layout.region(self._session.of.lineage, str(uuid.uuid4()))
         self._store.put(key, [data])
         self._meter.add(UPLOADED_BYTES=len(data))
+        self._again.extend(repack.chunks_to_send_again(index))
         return RegionEntry(index.number, key, len(data), data_digest(data), sum(pack.live for pack in index.packs))
 
     def _commit(self, regions: list[RegionEntry]) -> Manifest:

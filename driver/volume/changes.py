@@ -18,7 +18,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +102,13 @@ def forget(shared: Shared) -> None:
     `keep`."""
     shared.words[Word.BASE_KNOWN] = 1
     _empty(shared, frozen(shared))
+
+
+def mark(shared: Shared, runs: Iterable[Sequence[int]]) -> None:
+    """Have the next session read chunks, runs of (first, count), as if they had been written. `LOCK_SESSION` is held: a cut
+    in between would have it change what is frozen."""
+    for first, count in runs:
+        shared.dirty[current(shared)][first : first + count] = _WRITTEN * count
 
 
 def save(shared: Shared, path: Path, base: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from driver.core.errors import FailedPrecondition
@@ -83,11 +83,14 @@ def _prepare(part: Part, locks: RecordLocks) -> None:
         shared.words[word] = 0
 
 
-def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None], *, is_base: bool = False) -> None:
+def end(
+    part: Part, deadline_seconds: float, spill_is_free: Callable[[], None], *, is_base: bool = False,
+    again: Iterable[Sequence[int]] = (),
+) -> None:  # fmt: skip
     """End this session of this volume, after a drain: nobody may still read into a slot. Memory is given back.
 
-    With `is_base` its snapshot is the volume's base from now on, as the volume's record says already; else what was written
-    before its cut is still to be saved.
+    With `is_base` its snapshot is the volume's base from now on, as the volume's record says already, and the next session
+    is to read the chunks `again` too, runs of (first, count); else what was written before its cut is still to be saved.
     Nothing happens if it has ended. Its sweeper is dead. Raises FailedPrecondition after the deadline; it may be tried
     again. `spill_is_free` is called when nobody uses the spill file any more, and no other session can have begun to.
     """
@@ -103,6 +106,7 @@ def end(part: Part, deadline_seconds: float, spill_is_free: Callable[[], None], 
         part.shared.clear_session()
         if is_base:
             changes.forget(part.shared)
+            changes.mark(part.shared, again)
         else:
             changes.keep(part.shared)
         part.shared.words[Word.USED] = 0

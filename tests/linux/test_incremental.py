@@ -235,3 +235,15 @@ def test_state_files_say_what_is_trusted(one: Engine) -> None:
     assert (folder / "changes").exists()
     volume.attach()
     assert not (folder / "changes").exists()
+
+
+def test_what_is_needed_of_a_mostly_dead_pack_is_sent_again(one: Engine) -> None:
+    volume = Volume(one, "data", 16 * MIB)
+    for name, count in (("first", 16), ("second", 14)):
+        run("dd", "if=/dev/urandom", f"of={volume.device}", "bs=1M", f"count={count}", "oflag=direct", "status=none")
+        volume.content[:] = read_device(volume.device, 16 * MIB)
+        volume.snapshot(name)
+    assert swept(volume.snapshot("third")) == 2 * MIB // CHUNK_BYTES
+    check(volume, "third")
+    assert swept(volume.snapshot("fourth")) == 0
+    check(volume, "fourth")

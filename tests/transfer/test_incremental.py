@@ -300,3 +300,25 @@ def test_a_parent_that_may_not_be_read_is_none(rig: Rig) -> None:
     assert second.begin()["parent"] is None
     first.close()
     second.close()
+
+
+def test_what_is_needed_of_a_mostly_dead_pack_is_sent_again(rig: Rig) -> None:
+    """Most of a pack is overwritten: the session says what is left of it, the next one sends that, and needs it no more."""
+    volume = random_volume(200)
+    first = rig.session(rig.add_folder(), volume)
+    assert first.send()["again"] == []
+    second = next_session(rig, first, again := changed(volume, range(20, 200)), range(20, 200))
+    assert send(second)["again"] == [[0, 20]]
+    third = next_session(rig, second, again, range(20))
+    third.spec["parents"][0]["created"] = second.spec["snapshot"]["created"]
+    result = send(third)
+    assert result["again"] == []
+    assert 20 * CHUNK_BYTES < result["uploaded_bytes"] < 21 * CHUNK_BYTES
+    rig.run("delete", {"repository": "folder", "snapshot": first.id})
+    rig.run("delete", {"repository": "folder", "snapshot": second.id})
+    packs = rig.folder / f"repository-folder/lineages/{first.spec['lineage']}/packs"
+    oldest = min(packs.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    oldest.unlink()
+    assert rig.restore("folder", third.id, len(again)) == again
+    for session in (first, second, third):
+        session.close()

@@ -92,6 +92,14 @@ def test_after_a_commit_only_what_was_written_since_the_cut_counts(shared: Share
     assert pending(shared) == [9]
 
 
+def test_what_the_store_wants_again_is_read_by_the_next_session(shared: Shared) -> None:
+    name = cut(shared, 0)
+    write(shared, 9)
+    session.end(session.Part(shared, name), 1.0, lambda: None, is_base=True, again=[(3, 2), (40, 1)])
+    cut(shared)
+    assert pending(shared) == [3, 4, 9, 40]
+
+
 def test_what_a_failed_session_did_not_save_is_still_to_be_saved(shared: Shared) -> None:
     shared.words[Word.BASE_KNOWN] = 1
     write(shared, 3, 4)
