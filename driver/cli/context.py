@@ -10,7 +10,7 @@ import click
 from driver.cli.output import Output
 from driver.core.client import Client
 from driver.core.errors import InvalidArgument
-from driver.core.sizes import parse_size
+from driver.core.sizes import parse_duration, parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,20 @@ class Size(click.ParamType[int]):
 
 
 SIZE = Size()
+
+
+class Duration(click.ParamType[int]):
+    """A time such as 24h, in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration(value)
+        except InvalidArgument as error:
+            self.fail(f"{error.message}; {error.hint}", param, ctx)
+
+
+DURATION = Duration()

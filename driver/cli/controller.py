@@ -10,7 +10,7 @@ import click
 import grpc
 
 from csi import csi_pb2, csi_pb2_grpc
-from driver.cli.context import Context, pass_context
+from driver.cli.context import DURATION, Context, pass_context
 from driver.core import settings
 from driver.core.errors import FailedPrecondition
 from driver.core.sizes import format_size
@@ -37,13 +37,16 @@ _SECONDS = 60.0
 @click.option("--identity", default=lambda: os.uname().nodename, show_default="the host's name", help="Who has the lease.")
 @click.option("--remake-pods/--keep-pods", default=True, show_default=True,
               help="Delete pods whose volume lost its device, if they have an owner that makes them again.")  # fmt: skip
+@click.option("--gc-interval", type=DURATION, default="24h", show_default=True,
+              help="Collect the repositories' garbage so often; 0 for never.")  # fmt: skip
 @click.option("--http", "port", type=click.IntRange(0, 65535), help="Port of /metrics, /healthz and /readyz.")
 @click.option("--debug", is_flag=True, help="Log what is asked and answered, without secrets.")
 @pass_context
 @click.pass_context
 def controller(
     given: click.Context, context: Context, endpoint: str, namespace: str, selector: str, node_port: int, tls_secret: str,
-    folder: Path | None, lease: str, identity: str, remake_pods: bool, port: int | None, debug: bool,
+    folder: Path | None, lease: str, identity: str, remake_pods: bool, gc_interval: int, port: int | None,
+    debug: bool,
 ) -> None:  # fmt: skip
     """Run the CSI controller plugin in the foreground, until it is stopped (SIGTERM). The state folder needs only
     repositories.toml."""
@@ -53,7 +56,12 @@ def controller(
 
     logs.configure(debug)
     state = context.client.state
-    run(Options(state, endpoint, namespace, selector, node_port, tls_secret, folder, lease, identity, port, remake_pods))
+    run(
+        Options(
+            state, endpoint, namespace, selector, node_port, tls_secret, folder, lease, identity, port, remake_pods,
+            gc_interval,
+        )
+    )  # fmt: skip
 
 
 @controller.command()

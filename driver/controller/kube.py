@@ -250,7 +250,8 @@ class Kube:
         if found is None:
             return None
         spec = found.spec or client.V1LeaseSpec()
-        return LeaseSeen(spec.holder_identity or "", spec.lease_duration_seconds or 0, found.metadata.resource_version)
+        version = found.metadata.resource_version
+        return LeaseSeen(spec.holder_identity or "", spec.lease_duration_seconds or 0, version, spec.renew_time)
 
     def put_lease(self, name: str, holder: str, lasts_seconds: int, version: str | None) -> str | None:
         """As `put_secret`; the new version, None if somebody was faster."""

@@ -12,6 +12,7 @@ from driver.controller.cluster import Cluster
 from driver.controller.everywhere import Everywhere
 from driver.controller.figures import Figures
 from driver.controller.forgotten import Forgotten
+from driver.controller.garbage import Garbage
 from driver.controller.herald import Herald
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
@@ -29,7 +30,7 @@ from driver.rpc.sockets import until_told
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Those of `stillframe controller`. `folder` is --tls, `http` None for no port."""
+    """Those of `stillframe controller`. `folder` is --tls, `http` None for no port, `gc_seconds` 0 for no collections."""
 
     state: Path
     endpoint: str
@@ -42,6 +43,7 @@ class Options:
     identity: str
     http: int | None
     remake_pods: bool
+    gc_seconds: int
 
 
 def run(given: Options) -> None:
@@ -64,6 +66,8 @@ def run(given: Options) -> None:
     plugin.start()
     lease.start()
     strays.start()
+    if given.gc_seconds:
+        Garbage(repositories, kube, lease, given.lease, given.identity, given.gc_seconds, registry).start()
     Revive(nodes, kube, lease, remake=given.remake_pods).start()
     Herald(nodes, repositories, kube, lease).start()
     port = given.http if given.http is None else metrics.serve(given.http, registry, plugin.why_not)

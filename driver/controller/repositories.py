@@ -12,9 +12,11 @@ from typing import Any, Final
 from driver.core import settings
 from driver.core.errors import FailedPrecondition, NotFound, SnapshotFailed
 from driver.core.settings import Repository
-from driver.store.open import honours_conditions
-from driver.store.port import ObjectStore
+from driver.store.open import honours_conditions, open_store
+from driver.store.port import ObjectStore, Options
+from driver.store.retry import PATIENT
 from driver.transfer import catalog
+from driver.transfer.collect import READERS, Ways, collect
 from driver.transfer.records import Aborted
 from driver.transfer.small import Stores
 
@@ -32,6 +34,10 @@ class Repositories:
     def named(self, name: str | None) -> str:
         """The repository of that name, or the default one. Raises NotFound."""
         return settings.repository(self._state, name).name
+
+    def names(self) -> list[str]:
+        """Of all of them. Raises InvalidArgument for a repositories.toml that cannot be read."""
+        return [repository.name for repository in settings.repositories(self._state)]
 
     def _open(self, name: str) -> tuple[Repository, ObjectStore]:
         """Raises FailedPrecondition for one that is not there any more."""
@@ -53,9 +59,8 @@ class Repositories:
 
     def all(self) -> list[Summary]:
         """The snapshots of all repositories, but deleted ones. Raises what a store answers."""
-        names = [repository.name for repository in settings.repositories(self._state)]
         with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
-            return [item for found in pool.map(self.list, names) for item in found]
+            return [item for found in pool.map(self.list, self.names()) for item in found]
 
     def list(self, name: str) -> list[Summary]:
         """The snapshots of a repository, but deleted ones."""
@@ -86,6 +91,18 @@ class Repositories:
             catalog.delete(store, snapshot, conditions=conditions, only_writer=only_writer)
         except NotFound:
             _check_place(store)
+
+
+    def collect(self, name: str, node: str) -> Summary:
+        """Remove what nothing in a repository needs; see `driver.transfer.collect`. Takes as long as it takes."""
+        repository, _ = self._open(name)
+        store = open_store(repository, PATIENT, Options(connections=READERS))
+        try:
+            return collect(
+                store, conditions=honours_conditions(repository, store), dry_run=False, ways=Ways(node=node)
+            )  # fmt: skip
+        finally:
+            store.close()
 
 
 def _check_place(store: ObjectStore) -> None:

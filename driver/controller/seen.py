@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ class LeaseSeen:
     holder: str
     lasts_seconds: int
     version: str
+    renewed: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The sizes that the block path, the session and the bucket format are made of, and sizes as people write them."""
+"""The sizes that the block path, the session and the bucket format are made of, and sizes and times as people write them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ _SUFFIXES: Final = {
 _SIZE: Final = re.compile(r"\s*(\d{1,20}(?:\.\d{1,9})?)\s*([A-Za-z]{0,3})\s*")
 
 
+_SECONDS: Final = {"m": 60, "h": 3600, "d": 86400}
+_DURATION: Final = re.compile(r"([0-9]{1,5})([mhd]?)")
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size such as 10Gi, 512MiB, 1.5T or 1048576 (Kubernetes' and IEC's suffixes). Raises InvalidArgument."""
     match = _SIZE.fullmatch(text)
@@ -45,6 +49,16 @@ def parse_size(text: str) -> int:
         raise InvalidArgument(f"{text!r} is not a size", "write it like 10Gi, 512Mi or 1048576")
     whole, _, fraction = match[1].partition(".")
     return int(whole) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of a time such as 24h, 90m or 7d; 0, or at most 99999 of them. Raises InvalidArgument."""
+    match = _DURATION.fullmatch(text)
+    if match and int(match[1]) == 0:
+        return 0
+    if not match or not match[2]:
+        raise InvalidArgument(f"{text!r} is not a time", "write it like 24h, 90m or 7d; 0 is never")
+    return int(match[1]) * _SECONDS[match[2]]
 
 
 def format_size(size_bytes: float) -> str:

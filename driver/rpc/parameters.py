@@ -78,7 +78,8 @@ _SNAPSHOT: Final[_Fields] = {
     "freeze": ("freeze", lambda key, value: _one_of("true", "false")(key, value) == "true"),
     "onBufferFull": ("on_buffer_full", _one_of("throttle", "fail")),
 }
-_RETENTION: Final = ("keepHourly", "keepDaily", "keepWeekly", "keepMonthly", "retention", "keep")
+_RETENTION: Final = ("keep", "retention", "retain", "prune")
+"""How keys begin that would say how long snapshots are kept."""
 
 
 def _parse(kind: str, given: Mapping[str, str], fields: _Fields) -> dict[str, Any]:
@@ -94,8 +95,8 @@ def _parse(kind: str, given: Mapping[str, str], fields: _Fields) -> dict[str, An
                 raise InvalidArgument(f"the {kind}'s {error.message}", f"{error.hint or 'correct it'}; {anew}") from None
         elif not key.startswith(_FOREIGN):
             hint = f"known ones: {', '.join(sorted(fields))}; {anew}"
-            if key in _RETENTION:
-                hint += "; old snapshots are removed by a schedule that calls `stillframe snapshot prune`"
+            if key.lower().startswith(_RETENTION):
+                hint += '; a class does not say how long snapshots are kept: see docs/csi.md, "Old snapshots"'
             raise InvalidArgument(f"the {kind} has an unknown parameter {key!r}", hint)
     return parsed
 

@@ -30,6 +30,7 @@ EVERYTHING: Manifest = {
         "second": {"bucket": "bucket-c", "accessKeyId": "AKIA", "secretAccessKey": "quiet"},
         "by-role": {"bucket": "bucket-d", "region": "us-east-1"},
     },
+    "garbageCollection": {"interval": "7d"},
     "storageClasses": [
         {"name": "fast", "default": True, "fsType": "xfs", "provisioning": "thin", "logicalBlockSize": 512, "processes": 4,
          "mkfsOptions": "-m reflink=0", "reclaimPolicy": "Retain", "volumeBindingMode": "Immediate",

@@ -21,6 +21,8 @@ from tests.chart.rendered import REPOSITORY, refusal
         ({"engine": {"resources": {"limits": {"memory": "1Gi"}}}}, "memory"),
         ({"engine": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
         ({"engine": {"tolerations": [{"operator": "Exist"}]}}, "/engine/tolerations/0/operator"),
+        ({"garbageCollection": {"interval": "daily"}}, "/garbageCollection/interval"),
+        ({"garbageCollection": {"every": "1h"}}, "every"),
         ({"node": {"resources": {"limit": {}}}}, "limit"),
         ({"node": {"maxUnavailable": "many"}}, "/node/maxUnavailable"),
         ({"image": {"tag": "latest"}}, "/image/tag"),

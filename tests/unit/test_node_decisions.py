@@ -118,9 +118,10 @@ def test_parameters_are_ours_or_kubernetes_own() -> None:
     with pytest.raises(InvalidArgument) as raised:
         parameters.of_snapshot({"repositroy": "main"})
     assert "freeze, onBufferFull, repository" in raised.value.hint
-    with pytest.raises(InvalidArgument) as raised:
-        parameters.of_snapshot({"keepDaily": "7"})
-    assert "snapshot prune" in raised.value.hint
+    for key in ("keepDaily", "keep-hourly", "retentionDays", "Prune"):
+        with pytest.raises(InvalidArgument, match=key) as raised:
+            parameters.of_snapshot({key: "7"})
+        assert 'docs/csi.md, "Old snapshots"' in raised.value.hint
 
 
 @given(st.sets(st.text("abcdef", min_size=1), max_size=30), st.integers(0, 7))
