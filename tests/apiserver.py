@@ -41,7 +41,7 @@ ROLE = [
     client.V1PolicyRule(api_groups=["coordination.k8s.io"], resources=["leases"], verbs=["create"]),
     client.V1PolicyRule(
         api_groups=["coordination.k8s.io"], resources=["leases"], verbs=["get", "update"],
-        resource_names=["stillframe-controller"],
+        resource_names=["stillframe-controller", "stillframe-controller-garbage"],
     ),
 ]  # fmt: skip
 CLUSTER_ROLE = [

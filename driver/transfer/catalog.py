@@ -107,7 +107,9 @@ def begin(
     names it. Raises AlreadyExists; then `result` gets `manifest`, the snapshot's summary, if that name was committed from
     the same volume."""
     first = replace(of, parent=parents[0].id if parents else None)
-    if not (conditions and store.put_if_absent(layout.pending(of.snapshot.id), _pending(first, now()))):
+    if conditions and store.put_if_absent(layout.pending(of.snapshot.id), _pending(first, now())):
+        _check_deleted(store, of)
+    else:
         _take_name(store, first, result, repository)
     for ancestor in parents:
         if ancestor.id != first.parent:
@@ -149,11 +151,7 @@ def _take_name(store: ObjectStore, of: Beginning, result: dict[str, Any], reposi
             f"snapshot {of.snapshot.name!r} in {store.where} was ended before it was complete: {manifest.reason}",
             "take another name; this one is free again after garbage collection",
         )
-    if store.head(layout.tombstone(of.snapshot.id)) is not None:
-        raise AlreadyExists(
-            f"snapshot {of.snapshot.name!r} in {store.where} was deleted, and is being collected",
-            "take another name; this one is free again in a moment",
-        )
+    _check_deleted(store, of)
     pending = _read_pending(store, of.snapshot.id)
     if pending is not None and pending.volume.id != of.volume.id:
         raise AlreadyExists(
@@ -167,6 +165,15 @@ def _take_name(store: ObjectStore, of: Beginning, result: dict[str, Any], reposi
             "take another name; garbage collection is about to free this one, or delete that snapshot",
         )
     write_pending(store, of, now())
+
+
+def _check_deleted(store: ObjectStore, of: Beginning) -> None:
+    """Raises AlreadyExists for a name with a tombstone: a deletion may leave one behind that came too late."""
+    if store.head(layout.tombstone(of.snapshot.id)) is not None:
+        raise AlreadyExists(
+            f"snapshot {of.snapshot.name!r} in {store.where} was deleted, and is being collected",
+            "take another name; this one is free again in a moment",
+        )
 
 
 def _seconds_since(at: str) -> float:
@@ -275,11 +282,11 @@ def delete(store: ObjectStore, snapshot: str, *, conditions: bool, only_writer: 
     (`only_writer`). Nothing happens to one that is deleted already. Raises NotFound, Unsupported.
     """
     check_repository(store)
+    if store.head(layout.tombstone(snapshot)) is not None:
+        return  # first of all: another one must not come while garbage collection frees the name
     key = layout.manifest(snapshot)
     if store.head(key) is None:
         if store.head(layout.pending(snapshot)) is None:
-            if store.head(layout.tombstone(snapshot)) is not None:
-                return
             raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: snapshot list")
         mark = records.encode(Aborted(snapshot=snapshot, reason="it was deleted", aborted=now()))
         if conditions:

@@ -188,7 +188,7 @@ def _check_complete(kept: set[str], world: World) -> None:
     missing = sorted(key for key in kept if key not in world.data and key not in world.later)
     if missing:
         raise DataCorrupt(
-            f"{len(missing)} objects that snapshots need are not in the store's listing, among them "
+            f"objects that snapshots need are not in the store's listing ({len(missing)} in all): "
             f"{', '.join(missing[:_NAMED_MAX])}; nothing was removed",
             _HINT,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_an_orphan_goes_once_an_interval_and_sooner_after_a_failure(api: Api, tm
     old = noted()
     old.spec.renew_time = old.spec.renew_time.replace(year=2020)
     Kube(NAMESPACE)._leases.replace_namespaced_lease(LEASE, NAMESPACE, old)
-    (tmp_path / "two").rmdir()
+    shutil.rmtree(tmp_path / "two")
     assert replicas[1].turn()
     assert store.head(orphan) is None, "one repository that cannot be had does not keep the others from being collected"
     assert 'outcome="failed",repository="two"} 1.0' in generate_latest(registries[1]).decode()

@@ -50,6 +50,7 @@ class Session:
         self.slow = False
         self.sends = False
         self.slept = 0.0
+        self.looked = 0.0
         self.heard: float | None = None
         self.fenced: StillframeError | None = None
         self.actor = self.town.enter(f"session {name}", self.run)
@@ -90,6 +91,7 @@ class Session:
         parent = catalog.begin(view, self.of, self.parents, {}, "r", conditions=True)
         self.of = replace(self.of, parent=parent.snapshot.id if parent is not None else None)
         self.begun = self.town.time()
+        self.looked = self.heard  # a deletion since then is of this one
         self.sends = True
         entries = list(parent.regions) if parent is not None else []
         numbers = range(2) if not entries else dice.sample(range(len(entries)), dice.randrange(len(entries) + 1))
@@ -154,7 +156,10 @@ class History:
         if kind == "manifest":
             record = records.decode_manifest(data, key)
             if isinstance(record, Manifest):
-                self.told[snapshot] = Told(record, data)
+                session = next(one for one in self.sessions[::-1] if one.named.id == snapshot)
+                _, stone = self.town.objects.get(layout.tombstone(snapshot), (b"", 0.0))
+                while_made = stone if stone and stone >= session.looked else None
+                self.told[snapshot] = Told(record, data, while_made)
                 self.memory.append(record)
             else:
                 self.told.pop(snapshot, None)

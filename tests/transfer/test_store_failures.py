@@ -110,7 +110,7 @@ def test_the_requests_of_a_snapshot(rig: Rig, proxy: Proxy, rclone_s3: S3Server)
     assert len(proxy.seen) - before <= 4 + 1 + 5
     assert proxy.count("PUT", "/packs/") == 4
     assert proxy.count("PUT", "/regions/") == 1
-    assert proxy.count("HEAD", "") == 0
+    assert proxy.count("HEAD", "/lineages/") == 0
     assert summary["requests"] >= 6
     session.close()
 
