@@ -8,6 +8,7 @@ be sealed at any time.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Final
 
@@ -35,7 +36,8 @@ class Order:
     def captured(self) -> int | None:
         """The pending chunk that was captured first, roughly; None if none was."""
         shared = self._shared
-        for first, end in spans(shared)[:2]:
+        used = (shared.words[Word.USED], shared.words[Word.SPILL_USED])
+        for first, end in itertools.compress(spans(shared), used):
             slot = self._slot if first <= self._slot < end else first
             for start, stop in (slot, end), (first, slot):
                 while (found := shared.map.find(_PUBLISHED, OWNERS_AT + start, OWNERS_AT + stop)) >= 0:

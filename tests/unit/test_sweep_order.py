@@ -13,7 +13,7 @@ from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import Kind, PackBuffers, memory_bytes
 from driver.volume.backing import BackingFile
 from driver.volume.capture import Capture
-from driver.volume.layout import SEALED, Shared, Word, create_memory
+from driver.volume.layout import SEALED, SPILL_PREIMAGES, Shared, Word, create_memory
 from driver.volume.order import Order
 from driver.volume.pace import Pace
 from driver.volume.sweep import Sweeper
@@ -89,3 +89,15 @@ def test_a_pace_counts_bytes_and_nothing_for_holes(shared: Shared) -> None:
     pace.after(3000)
     assert pace.due - due == pytest.approx(4e-6)
     assert pace.due < time.monotonic() + 1
+
+
+def test_an_unused_spill_file_is_not_searched(shared: Shared, backing: int) -> None:
+    """Its owners would take a MiB of memory for nothing."""
+    shared.words[Word.SPILL_LIMIT] = SPILL_PREIMAGES
+    capture(shared, backing, [(9, 0)])
+    order = Order(shared, RecordLocks(shared.fd), CHUNKS)
+    before = os.fstat(shared.fd).st_blocks
+    assert order.captured() == 9
+    shared.chunks[9] = SEALED
+    assert order.captured() is None
+    assert os.fstat(shared.fd).st_blocks == before
