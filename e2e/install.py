@@ -61,7 +61,8 @@ class Release:
                 "upgrade", "--install", SYSTEM, str(CHART), "--namespace", SYSTEM, "--timeout", "5m",
                 "--values", str(Path(__file__).with_name("values.yaml")), "--values", values.name, *(more or ["--wait"]),
             )  # fmt: skip
-        until(lambda: self.drivers() == self.cluster.nodes(), 60, lambda: f"nodes with the driver: {self.drivers()}")
+        nodes = set(self.cluster.nodes())
+        until(lambda: nodes <= set(self.drivers()), 60, lambda: f"nodes with the driver: {self.drivers()}")
 
     def drivers(self) -> list[str]:
         """The nodes whose kubelet knows the driver."""
