@@ -298,18 +298,23 @@ class Volumes:
         files.remove(self._changes(record))
 
     def _save_changes(self, record: VolumeRecord) -> None:
-        """Nobody has the volume open any more. Without the file, the next snapshot compares every chunk."""
+        """Nobody has the volume open any more. Without the file, the next snapshot compares every chunk.
+
+        The disk is synced first: what was in a snapshot and is lost with the power would pass for unchanged.
+        """
         base = self.record(record.name).base
         if base is None:
             return
         try:
-            (memory,) = self._keeper.take(record.id, ["memory"])
+            memory, backing = self._keeper.take(record.id, ["memory", "backing"])
             try:
+                os.fsync(backing)
                 shared = Shared(memory)
                 changes.save(shared, self._changes(record), self._about(record, base))
                 shared.close()
             finally:
                 os.close(memory)
+                os.close(backing)
         except (OSError, NotFound) as error:
             self._say_not_noted(record, error)
 

@@ -175,3 +175,4 @@ def test_the_largest_volume_takes_pages_for_what_was_written_only(tmp_path: Path
     other = Shared(create_memory(size, True, 1))
     changes.load(other, tmp_path / "changes", BASE)
     assert changes.count_written(other) == 2
+    assert os.fstat(other.fd).st_blocks * 512 < 1 << 20
