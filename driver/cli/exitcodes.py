@@ -11,6 +11,7 @@ EXIT_CODES: Final[Mapping[type[errors.StillframeError], int]] = {
     errors.Internal: 1,
     errors.InvalidArgument: 2,
     errors.NotFound: 3,
+    errors.RepositoryMissing: 3,
     errors.AlreadyExists: 4,
     errors.FailedPrecondition: 5,
     errors.OutOfSpace: 6,

@@ -40,6 +40,10 @@ class NotFound(StillframeError):
     """No volume, snapshot, job or repository has that name."""
 
 
+class RepositoryMissing(NotFound):
+    """A repository's bucket or folder is not there, perhaps only not mounted: nothing is known of what is in it."""
+
+
 class AlreadyExists(StillframeError):
     """The name is taken by something that differs from what was asked for."""
 

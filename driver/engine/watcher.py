@@ -21,6 +21,7 @@ from driver.core.errors import (
     FailedPrecondition,
     Internal,
     NotFound,
+    RepositoryMissing,
     RepositoryUnavailable,
     SnapshotFailed,
     StillframeError,
@@ -157,7 +158,7 @@ class Watcher:
                 self._release_and_close(record.volume_id, record.id)
                 self._settled(record)
                 return
-            except (RepositoryUnavailable, EngineUnavailable, FailedPrecondition, OSError) as error:
+            except (RepositoryUnavailable, RepositoryMissing, EngineUnavailable, FailedPrecondition, OSError) as error:
                 if self._table.is_aborted(record.id):
                     self._table.save(record.changed(state="aborted", error=_DELETED.to_message()))
                     return
@@ -176,6 +177,8 @@ class Watcher:
         try:
             of_snapshot = {"repository": record.repository, "snapshot": record.id}
             found = self._transfer.ask(catalog_job(record), "show", of_snapshot)
+        except RepositoryMissing:
+            raise
         except NotFound:
             found = {}
         of = found.get("volume") or {}

@@ -16,6 +16,7 @@ _TEXT_BYTES_MAX: Final = 4096
 CODES: Final[Mapping[type[errors.StillframeError], grpc.StatusCode]] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.RepositoryMissing: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -14,7 +14,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from driver.core.errors import AccessDenied, NotFound, OutOfSpace, RepositoryUnavailable, StillframeError, Unsupported
+from driver.core.errors import (
+    AccessDenied,
+    OutOfSpace,
+    RepositoryMissing,
+    RepositoryUnavailable,
+    StillframeError,
+    Unsupported,
+)
 from driver.store import layout
 from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
 
@@ -152,7 +159,8 @@ class DirectoryStore:
 
     def _check_folder(self) -> None:
         if not os.path.isdir(self._folder):
-            raise NotFound(f"the repository's {self.where} does not exist", "create it, or mount what should be there")
+            message = f"the repository's {self.where} does not exist"
+            raise RepositoryMissing(message, "create it, or mount what should be there")
 
     @contextlib.contextmanager
     def _written(self, key: str, pieces: Pieces) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 Keys are relative to the repository's prefix. Every call is one attempt; `driver.store.retry` repeats them. Any thread.
 
-Errors, from every method: NotFound (the bucket or folder itself does not exist), AccessDenied, RepositoryUnavailable
+Errors, from every method: RepositoryMissing (the bucket or folder itself is not there), AccessDenied, RepositoryUnavailable
 (may pass: worth another attempt), Unsupported (the store refuses what it is asked for), OutOfSpace, InvalidArgument
 (the repository's settings are wrong). An object that does not exist is no error here: the caller knows what it means.
 """

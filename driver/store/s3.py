@@ -22,8 +22,8 @@ from urllib3.exceptions import HTTPError
 from driver.core.errors import (
     AccessDenied,
     InvalidArgument,
-    NotFound,
     OutOfSpace,
+    RepositoryMissing,
     RepositoryUnavailable,
     StillframeError,
     Unsupported,
@@ -238,7 +238,7 @@ class S3Store:
     def _refusal(self, what: str, failure: _Failure) -> StillframeError:
         message = f"{what}: {failure.text}"
         if failure.code == "NoSuchBucket":
-            return NotFound(f"{self.where} does not exist", "make it, or correct the repository's url")
+            return RepositoryMissing(f"{self.where} does not exist", "make it, or correct the repository's url")
         if failure.code in _WRONG_REGION or failure.status in (301, 307):
             return InvalidArgument(message, "set the repository's `region` to the bucket's")
         if failure.status == 507 or failure.code in _NO_ROOM:

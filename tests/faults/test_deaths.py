@@ -13,6 +13,7 @@ import pytest
 
 from driver.core.errors import StillframeError
 from driver.core.sizes import MIB
+from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
 from tests.oracle import LoggedWriter, read_device, state_in
 
@@ -159,3 +160,21 @@ def test_a_disk_that_cannot_be_read_fails_the_snapshot() -> None:
         shown = made.wait_snapshot("s")
         assert shown["state"] == "failed"
         assert "disk" in shown["error"]["message"] or "disk" in shown["error"]["hint"]
+
+
+def test_what_became_of_a_session_is_not_decided_while_its_repository_is_away() -> None:
+    """A folder that is not mounted says nothing of what is in it."""
+    with engine("--upload-rate", "1Mi") as made:
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        made.call("snapshot.create", volume="v", name="s")
+        made.kill()
+        made.clean_devices()
+        repository = made.state.parent / "repository"
+        repository.rename(away := made.state.parent / "away")
+        made.start()
+        wait_until(lambda: "trying again" in made.log.read_text(), 20)
+        assert made.call("snapshot.show", snapshot="s")["state"] == "uploading"
+        away.rename(repository)
+        shown = made.wait_snapshot("s")
+        assert shown["state"] == "failed" and "lost its power" in shown["error"]["message"]
