@@ -34,6 +34,7 @@ def quiet_history() -> History:
     history = History(1)
     for name in ("deleted", "kept", "dead"):
         session = Session(history, name, LINEAGES[0], [], 0.0, False)
+        history.sessions.append(session)
         with history.in_its_time():
             for _ in range(4 if name == "dead" else 1000):
                 if not session.actor.ended:
@@ -70,7 +71,9 @@ def test_a_dry_run_tells_the_same_and_changes_nothing() -> None:
     told = collected(history, dry_run=True)
     assert history.town.objects == before
     assert collected(history) == {**told, "dry_run": False}
-    assert (told["fenced"], told["freed_bytes"] > 0, told["removed"]) == (1, True, 9)
+    gone = before.keys() - history.town.objects.keys()
+    assert (told["fenced"], told["removed"]) == (1, len(gone))
+    assert told["freed_bytes"] == sum(len(before[key][0]) for key in gone if layout.lineage_of(key)) > 0
 
 
 def test_a_store_without_conditional_puts_is_refused() -> None:
@@ -119,7 +122,8 @@ def test_a_deleted_snapshot_whose_manifest_cannot_be_read_keeps_nobody_from_coll
     history = quiet_history()
     key = layout.manifest(snapshot_id("deleted"))
     history.town.objects[key] = (b"rotten", history.town.objects[key][1])
-    assert collected(history)["removed"] == 9
+    assert collected(history)["removed"] > 0
+    assert key not in history.town.objects
     key = layout.manifest(snapshot_id("kept"))
     history.town.objects[key] = (b"rotten", history.town.objects[key][1])
     with pytest.raises(DataCorrupt, match=key):
