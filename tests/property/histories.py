@@ -354,6 +354,9 @@ class History:
 
     def passes(self, seconds: float) -> None:
         """Time passes; those that are awake are heard of every now and then."""
+        for actor in self.town.awake():
+            while actor.is_removing and not actor.ended:
+                self.town.step(actor)
         until = self.town.now + seconds
         while self.town.now < until:
             self.town.now += min(HOUR * 6, until - self.town.now)
@@ -368,6 +371,8 @@ class History:
 
     def _sleep(self, actor: Actor) -> None:
         """Its node, or what is between that and the store, stops for a while."""
+        if actor.is_removing or actor.name.startswith("deletion"):
+            return  # neither takes as long as an hour or, of the latter, a day
         seconds = self.dice.choice((HOUR, 13 * HOUR, 30 * HOUR, 47 * HOUR, 100 * HOUR))
         session = next((session for session in self.sessions if session.actor is actor), None)
         if session is not None and self.dice.random() < 0.5:

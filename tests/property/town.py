@@ -37,6 +37,7 @@ class Actor:
         self.name = name
         self.asleep_until = 0.0
         self.skew = 0.0
+        self.is_removing = False
         self.ended = False
         self.doomed = False
         self.error: StillframeError | None = None
@@ -167,8 +168,11 @@ class View:
         self._town.changes += 1
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        for key in self._town.dice.sample(list(keys), len(keys)):  # in no order, and it may die in the middle
+        """In no order; it may die in the middle, but it is one request: it does not take days."""
+        self.actor.is_removing = True
+        for key in self._town.dice.sample(list(keys), len(keys)):
             self.delete(key)
+        self.actor.is_removing = False
 
     def tidy(self, before: float) -> int:
         return 0
