@@ -110,7 +110,10 @@ class Session:
         chunks, sizes = [], {}
         if before is not None and before.key is not None:
             data = view.get(before.key, 1 << 20)
-            assert data is not None, f"{self.named.name} has lost its parent's {before.key}"
+            if data is None:
+                is_ended = layout.manifest(self.named.id) in self.town.objects  # from outside, and will hear of it
+                assert is_ended, f"{self.named.name} has lost its parent's {before.key}"
+                raise SnapshotFailed("it was ended from outside")
             for place, pack in enumerate(region.decode_packs(data, before.key)):
                 chunks.append(Chunk(Codec.ZSTD, place, 0, 100, bytes(16)))
                 sizes[place] = (pack.name, 100)
