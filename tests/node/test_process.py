@@ -139,9 +139,10 @@ def test_metrics_tell_of_a_session_while_it_runs() -> None:
         budget = value(text, "stillframe_session_budget_bytes", **of)
         assert 0 < value(text, "stillframe_session_buffer_bytes", **of) <= budget
         assert value(text, "stillframe_session_spill_bytes", **of) == 0
-        assert value(text, "stillframe_session_preimages", **of) == 1024
+        preimages = value(text, "stillframe_session_preimages", **of)
+        assert 0 < preimages <= 1024, "a chunk may be sealed before it is written"
         assert value(text, "stillframe_session_throttled_seconds", **of) == 0
-        assert value(text, "stillframe_volume_preimages_total", volume="busy") == 1024
+        assert value(text, "stillframe_volume_preimages_total", volume="busy") == preimages
         slow.wait_snapshot("busy-1")
         _, text = fetch(one, "/metrics")
         assert "stillframe_session_chunks{" not in text

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from driver.core.errors import DataCorrupt
+from driver.core.errors import DataCorrupt, Internal
 from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION
 from driver.transfer import records
 from driver.transfer.packbuffer import Header
@@ -322,3 +322,19 @@ def test_what_is_needed_of_a_mostly_dead_pack_is_sent_again(rig: Rig) -> None:
     assert rig.restore("folder", third.id, len(again)) == again
     for session in (first, second, third):
         session.close()
+
+
+def test_a_chunk_that_got_lost_does_not_pass_for_unchanged(rig: Rig) -> None:
+    volume = random_volume(40)
+    first = rig.session(rig.add_folder(), volume)
+    first.send()
+    second = next_session(rig, first, changed(volume, (3, 4)), ())
+    second.spec["parent"] = {key: second.begin()["parent"][key] for key in ("id", "created")}
+    second.feed.data(3, second.feed.volume[3 * CHUNK_BYTES : 4 * CHUNK_BYTES])
+    second.feed.hand_over()
+    second.feed.packs.set(Header.SWEPT_CHUNKS, 2)
+    second.feed.packs.set(Header.SWEEP_DONE, 1)
+    with pytest.raises(Internal, match="of 2 chunks that were to be sent, 1 were"):
+        rig.wait(second.start_send())
+    first.close()
+    second.close()

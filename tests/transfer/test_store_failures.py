@@ -185,7 +185,7 @@ def test_a_chunk_that_was_never_sealed_is_no_zero(rig: Rig) -> None:
     session.feed.order.remove(57)
     session.begin()
     session.feed.start()
-    with pytest.raises(Internal, match="chunk 57 was never sent"):
+    with pytest.raises(Internal, match="chunk 57 of region 0 was never sent"):
         rig.wait(session.start_send())
     assert rig.run("show", {"repository": "folder", "snapshot": session.id})["state"] == "uploading"
     session.close()
