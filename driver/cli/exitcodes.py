@@ -11,7 +11,6 @@ EXIT_CODES: Final[Mapping[type[errors.StillframeError], int]] = {
     errors.Internal: 1,
     errors.InvalidArgument: 2,
     errors.NotFound: 3,
-    errors.RepositoryMissing: 3,
     errors.AlreadyExists: 4,
     errors.FailedPrecondition: 5,
     errors.OutOfSpace: 6,
@@ -33,5 +32,5 @@ INTERRUPTED: Final = 130
 
 
 def exit_code(error: errors.StillframeError) -> int:
-    """The exit code of an error; 1 for a class that is not in the table."""
-    return EXIT_CODES.get(type(error), 1)
+    """The exit code of an error: of its class, or of the nearest one above it; 1 if none is in the table."""
+    return next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), 1)

@@ -16,7 +16,6 @@ _TEXT_BYTES_MAX: Final = 4096
 CODES: Final[Mapping[type[errors.StillframeError], grpc.StatusCode]] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
-    errors.RepositoryMissing: grpc.StatusCode.NOT_FOUND,
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.OutOfSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -38,8 +37,8 @@ CODES: Final[Mapping[type[errors.StillframeError], grpc.StatusCode]] = {
 
 
 def code_of(error: errors.StillframeError) -> grpc.StatusCode:
-    """INTERNAL for a class that is not in the table."""
-    return CODES.get(type(error), grpc.StatusCode.INTERNAL)
+    """The code of its class, or of the nearest one above it; INTERNAL if none is in the table."""
+    return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), grpc.StatusCode.INTERNAL)
 
 
 def text_of(error: errors.StillframeError) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from driver.cli.exitcodes import EXIT_CODES
-from driver.core.errors import StillframeError
+from driver.cli.exitcodes import EXIT_CODES, exit_code
+from driver.core.errors import NotFound, RepositoryMissing, StillframeError
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine
 
@@ -121,7 +121,8 @@ def test_only_root_may_run_an_engine(tmp_path: Path) -> None:
 
 
 def test_every_error_has_a_code_of_its_own() -> None:
-    assert set(StillframeError.kinds.values()) == set(EXIT_CODES)
+    assert {kind for kind in StillframeError.kinds.values() if StillframeError in kind.__bases__} == set(EXIT_CODES)
+    assert exit_code(RepositoryMissing("")) == exit_code(NotFound("")) == 3
     assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
 
 
