@@ -15,7 +15,6 @@ from driver.cli.csi import csi
 from driver.cli.demo import demo
 from driver.cli.doctor import doctor
 from driver.cli.engine import engine
-from driver.cli.exitcodes import INTERRUPTED, exit_code
 from driver.cli.node import node
 from driver.cli.output import Output, print_error
 from driver.cli.repository import repository
@@ -25,6 +24,7 @@ from driver.cli.volume import volume
 from driver.core import settings
 from driver.core.client import Client
 from driver.core.errors import Internal, InvalidArgument, StillframeError
+from driver.core.exitcodes import INTERRUPTED, exit_code
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,7 +43,7 @@ for command in (engine, volume, snapshot, repository, node, controller, csi, dem
 
 
 def main(command: click.Command = cli) -> None:
-    """Run the command line; exits with the code of `driver.cli.exitcodes`."""
+    """Run the command line; exits with the code of `driver.core.exitcodes`."""
     as_json = "--output=json" in sys.argv or ("json" in sys.argv and bool({"--output", "-o"} & set(sys.argv)))
     try:
         sys.exit(command.main(standalone_mode=False) or 0)

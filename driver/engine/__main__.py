@@ -12,6 +12,7 @@ import sys
 from typing import Final, NoReturn
 
 from driver.core.errors import FailedPrecondition, StillframeError
+from driver.core.exitcodes import exit_code
 from driver.engine import handover
 from driver.engine.handover import Holdings
 from driver.engine.keeper import SOCKET, Keeper
@@ -30,7 +31,8 @@ def lock_state(state: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FailedPrecondition(
-            f"another engine runs on {state}", "stop it first (stillframe engine stop), or use another --state"
+            f"another engine runs on {state}",
+            "take its volumes over with --take-over, stop it (stillframe engine stop), or use another --state",
         ) from None
     return lock
 
@@ -110,7 +112,8 @@ def main() -> NoReturn:
         if peer is not None:
             take(keeper, peer)
     except StillframeError as error:
-        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        sys.exit(exit_code(error))
     except OSError as error:
         sys.exit(f"error: {state}: {error}\nhint: run the engine as root")
     keeper.run()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from driver.cli.exitcodes import EXIT_CODES, exit_code
 from driver.core.errors import NotFound, RepositoryMissing, StillframeError
+from driver.core.exitcodes import EXIT_CODES, exit_code
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine
 

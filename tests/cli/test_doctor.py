@@ -14,7 +14,7 @@ import pytest
 
 from driver import __version__
 from driver.cli.doctor import HAS_PROBLEMS
-from driver.cli.exitcodes import EXIT_CODES, INTERRUPTED
+from driver.core.exitcodes import EXIT_CODES, INTERRUPTED
 from tests.engines import Engine, engine
 
 

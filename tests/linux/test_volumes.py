@@ -156,7 +156,7 @@ def test_a_second_engine_on_the_same_state_folder_is_refused(one: Engine) -> Non
         [sys.executable, "-m", "driver.engine", "--state", str(one.state)], capture_output=True, text=True,
         timeout=20, check=False,
     )  # fmt: skip
-    assert second.returncode != 0 and "another engine runs" in second.stderr
+    assert second.returncode == 5 and "another engine runs" in second.stderr and "--take-over" in second.stderr
 
 
 def test_several_processes_serve_one_volume() -> None:
