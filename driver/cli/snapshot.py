@@ -37,8 +37,9 @@ def create(
     """Snapshot a volume. The cut is immediate; the upload goes on while the volume is written. What an earlier snapshot of
     the volume holds is not uploaded again; each snapshot still stands by itself, and any may be deleted."""
     shown = context.client.call(
-        "snapshot.create", volume=volume, name=name, repository=repository, on_buffer_full=on_buffer_full, full=full
-    )
+        "snapshot.create", volume=volume, name=name, repository=repository, on_buffer_full=on_buffer_full, full=full,
+        new=True,
+    )  # fmt: skip
     if wait and shown["state"] == "uploading":
         shown = _wait(context, shown)
     if shown["state"] not in ("uploading", "committed"):
@@ -56,7 +57,7 @@ def _wait(context: Context, shown: dict[str, Any]) -> dict[str, Any]:
                 time.sleep(_POLL_SECONDS)
                 shown = context.client.call("snapshot.show", snapshot=shown["handle"])
     except KeyboardInterrupt:
-        print(f"the snapshot goes on; see: stillframe snapshot show {shown['name']}", file=sys.stderr)
+        print(f"the snapshot goes on; see: stillframe snapshot show {shown['handle']}", file=sys.stderr)
         raise
     return shown
 

@@ -56,7 +56,7 @@ def create(context: Context, name: str, size: int, thin: bool, block_size: str) 
     """Create a volume."""
     shown = context.client.call(
         "volume.create", name=name, size_bytes=size, provisioning="thin" if thin else "thick",
-        logical_block_size=int(block_size),
+        logical_block_size=int(block_size), new=True,
     )  # fmt: skip
     context.output.result(shown, f"created {name}, {format_size(shown['size_bytes'])}")
 

@@ -143,6 +143,7 @@ def _create_volume(service: Service, arguments: Arguments) -> Message:
     record = service.volumes.create(
         arguments["name"], int(arguments["size_bytes"]), arguments.get("provisioning", "thick"),
         int(arguments.get("logical_block_size", 4096)), int(arguments.get("processes", 0)),
+        new=bool(arguments.get("new", False)),
     )  # fmt: skip
     return _volume(service, record.name)
 
@@ -181,6 +182,7 @@ def _create_snapshot(service: Service, arguments: Arguments) -> Message:
     record = service.sessions.create(
         _named(service, arguments, "volume"), arguments.get("name"), service.repository(arguments),
         arguments.get("on_buffer_full", "throttle"), freeze=arguments.fds, full=bool(arguments.get("full", False)),
+        new=bool(arguments.get("new", False)),
     )  # fmt: skip
     return service.sessions.describe(record)
 

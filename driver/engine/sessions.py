@@ -104,9 +104,11 @@ class Sessions:
     # --- begin
 
     def create(
-        self, volume: str, name: str | None, repository: str, on_full: str, freeze: Sequence[int] = (), *, full: bool = False
-    ) -> SessionRecord:
-        """Cut the volume and start the upload; returns right after the cut. The same name gives the same snapshot.
+        self, volume: str, name: str | None, repository: str, on_full: str, freeze: Sequence[int] = (), *,
+        full: bool = False, new: bool = False,
+    ) -> SessionRecord:  # fmt: skip
+        """Cut the volume and start the upload; returns right after the cut. The same name gives the same snapshot, unless
+        it has to be a `new` one: then the name may not be taken.
 
         The file systems of the descriptors `freeze` are held still over the cut. A `full` one uploads everything.
 
@@ -117,6 +119,11 @@ class Sessions:
         with self._volumes.locked(volume):
             of = self._volumes.record(volume)
             known = self._known(of, name, repository)
+            if known is not None and new:
+                raise AlreadyExists(
+                    f"snapshot {name!r} exists in repository {known.repository!r}; no other one was taken",
+                    "take another name",
+                )
             if known is not None:
                 return known
             return self._create([of], [_wanted(of, name, repository, on_full)], freeze, full=full)[0]

@@ -178,9 +178,11 @@ class Volumes:
     # --- operations
 
     def create(
-        self, name: str, size_bytes: int, provisioning: str, logical_block_size: int, processes: int = 0, **source: Any
-    ) -> VolumeRecord:
+        self, name: str, size_bytes: int, provisioning: str, logical_block_size: int, processes: int = 0, *,
+        new: bool = False, **source: Any,
+    ) -> VolumeRecord:  # fmt: skip
         """A new volume, or the one that has this name and these properties already; `processes` 0 is the engine's default.
+        A `new` one must be made by this call: then the name may not be taken.
 
         Raises AlreadyExists, OutOfSpace, InvalidArgument.
         """
@@ -197,7 +199,7 @@ class Volumes:
                 known = self._records.get(name)
             if known is not None:
                 asked = (size_bytes, provisioning, logical_block_size)
-                if asked == (known.size_bytes, known.provisioning, known.logical_block_size) and not source:
+                if asked == (known.size_bytes, known.provisioning, known.logical_block_size) and not source and not new:
                     return known
                 raise AlreadyExists(
                     f"volume {name!r} exists: {format_size(known.size_bytes)}, {known.provisioning}, "

@@ -51,6 +51,10 @@ def test_a_volume_from_its_creation_to_its_deletion(one: Engine) -> None:
     assert (shown["size_bytes"], shown["attached"]) == (32 * MIB, True)
     code, said, _ = stillframe(one.state, "snapshot", "create", "v", "--name", "s")
     assert code == 0 and said.startswith("committed s (local:")
+    code, _, said = stillframe(one.state, "snapshot", "create", "v", "--name", "s")
+    assert code == 4 and "no other one was taken" in said
+    code, _, said = stillframe(one.state, "volume", "create", "v", "--size", "32Mi")
+    assert code == 4 and "volume 'v' exists" in said
     assert "s\tv\tcommitted" in stillframe(one.state, "snapshot", "list")[1]
     assert "is whole" in stillframe(one.state, "snapshot", "verify", "s")[1]
     assert stillframe(one.state, "snapshot", "restore", "s", "w", "--thin")[0] == 0
