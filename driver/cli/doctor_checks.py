@@ -121,7 +121,10 @@ def _fuse(found: int | str | None) -> Check:
 def _capabilities(held: int) -> Iterable[Check]:
     lacking = {
         CAP_SYS_ADMIN: ("CAP_SYS_ADMIN", "run it privileged: without it nothing can be mounted"),
-        CAP_SYS_RESOURCE: ("CAP_SYS_RESOURCE", "grant it: keeps the engine clear of the OOM killer and of its own I/O"),
+        CAP_SYS_RESOURCE: (
+            "CAP_SYS_RESOURCE",
+            "grant it: keeps the engine clear of the OOM killer and of its own I/O, and lets a mounted ext4 grow",
+        ),
         CAP_IPC_LOCK: ("CAP_IPC_LOCK", "grant it: buffers then stay in memory when the host swaps"),
     }
     for number, (name, fix) in lacking.items():
@@ -150,8 +153,8 @@ def host(facts: HostFacts) -> Iterable[Check]:
         return
     other = "put it on ext4 or xfs: others are not tested" if facts.state_type not in FILE_SYSTEMS else ""
     yield _check("state folder", f"{facts.state} on {facts.state_type or 'a file system of an unknown type'}", warning=other)
-    direct = "put the state folder on a file system with direct I/O: ext4 or xfs" if facts.direct_io else ""
-    yield _check("direct I/O in the state folder", facts.direct_io or "works", direct)
+    direct = "put the state folder on a file system with direct I/O: ext4 or xfs" if facts.user == 0 else "run it as root"
+    yield _check("direct I/O in the state folder", facts.direct_io or "works", direct if facts.direct_io else "")
     yield _free(facts)
 
 
@@ -179,7 +182,8 @@ def _free(facts: HostFacts) -> Check:
 def running(facts: HostFacts) -> Iterable[Check]:
     """Engine and node plugin, and whether they are of one version with this program."""
     if isinstance(facts.engine, str):
-        yield _check("engine", facts.engine, warning=f"start it: stillframe --state {facts.state} engine run")
+        start = f"start it: stillframe --state {facts.state} engine run"
+        yield _check("engine", facts.engine, warning=start if facts.user == 0 else "run doctor as root to ask it")
     else:
         yield _same("engine", str(facts.engine["version"]), facts.version, "stillframe engine run --take-over")
     if facts.plugin is not None:

@@ -91,6 +91,12 @@ def test_what_is_amiss_on_a_host(change: dict[str, Any], name: str, grade: Grade
     assert words in found[0].fix
 
 
+def test_who_is_not_root_is_told_to_be_it_not_to_change_the_host() -> None:
+    facts = replace(WELL, user=65534, direct_io="Permission denied", engine="engine.sock may not be opened by you")
+    found = {check.name: check.fix for check in amiss(checks(facts, GROUPS))}
+    assert all("as root" in found[name] for name in ("user", "direct I/O in the state folder", "engine"))
+
+
 COMPONENTS = ("controller", "node", "engine")
 IMAGE, OLD = "stillframe:1.0", "stillframe:0.9"
 CLUSTER = ClusterFacts(
