@@ -84,7 +84,8 @@ def check(context: Context, repository: str | None) -> None:
         names = ", ".join(sorted(item["name"] or item["id"] for item in found["hurt"]))
         raise DataCorrupt(
             f"{counted(len(found['hurt']), 'snapshot')} of {found['snapshots']} hurt: {names}",
-            "bring the objects back from the bucket's versions, or delete these snapshots; look at its lifecycle rules",
+            "bring the objects back from the bucket's versions, or delete these snapshots and take the next ones with "
+            "--full; look at its lifecycle rules",
         )
     context.output.result(found, f"{text}\nevery object that a snapshot needs is there")
 

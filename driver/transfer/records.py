@@ -136,7 +136,10 @@ KINDS: Final[dict[type[Head], str]] = {
     Collection: "collection",
 }  # fmt: skip
 R = TypeVar("R", Repository, Pending, Manifest, Aborted, Tombstone, Collection)
-_HINT: Final = "the object was altered or cut short in the store; bring back an earlier version of it, if there is one"
+_HINT: Final = (
+    "the object was altered or cut short in the store; bring back an earlier version of it, if there is one; "
+    "what comes next may lean on it: take the next snapshot with --full"
+)
 _NEWER: Final = "it was written by a newer version of Stillframe: use that"
 
 
