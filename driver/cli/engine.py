@@ -29,7 +29,7 @@ def engine() -> None:
 @click.option("--spill", type=SIZE, default="4Gi", show_default=True, help="Disk that one may use when its memory is full.")
 @click.option("--upload-rate", type=SIZE, default="0", show_default=True, help="Bytes a second of an upload; 0: no limit.")
 @click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
-              help="Seconds that a stop waits for devices in use.")  # fmt: skip
+              help="Seconds that a stop waits for devices in use, before it takes them away.")  # fmt: skip
 @click.option("--transfer-memory", type=SIZE, default="0", show_default=True,
               help="Memory of all uploads and restores together, by a control group; 0: no limit.")  # fmt: skip
 @click.option("--without-transfer", is_flag=True,
@@ -102,9 +102,14 @@ def info(context: Context) -> None:
 
 @engine.command()
 @click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
-              help="Seconds to wait for devices in use.")  # fmt: skip
+              help="Seconds to wait for devices in use, before they are taken away.")  # fmt: skip
 @pass_context
 def stop(context: Context, grace: float) -> None:
-    """Detach all volumes and end the engine; devices in use are waited for."""
+    """Detach all volumes and end the engine. Devices in use are waited for, then taken away: what is mounted
+    gets I/O errors.
+
+    Snapshots that are still uploading fail. `engine run --take-over` replaces an engine without either. Returns at once.
+    """
     context.client.call("engine.stop", grace_seconds=grace)
-    context.output.result({"stopping": True}, "the engine is stopping")
+    text = f"the engine is stopping; devices in use have {grace:g} s until they are taken away"
+    context.output.result({"stopping": True}, text)

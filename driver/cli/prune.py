@@ -69,5 +69,5 @@ def of_volume(
         )
     found = [item for item in complete if item["volume"]["id"] in ids]
     if not found and not ids and not is_id(volume):
-        raise NotFound(f"there is no volume {volume!r}, and no complete snapshot of one", "see: snapshot list")
+        raise NotFound(f"there is no volume {volume!r}, and no complete snapshot of one", "see: stillframe snapshot list")
     return sorted(found, key=lambda item: (item["created"], item["id"]))

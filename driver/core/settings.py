@@ -114,10 +114,11 @@ def repository(state: Path, name: str | None) -> Repository:
     if name is None:
         chosen = [item for item in found if item.default] or (found if len(found) == 1 else [])
         if not chosen:
-            what = "no default repository" if found else "no repository"
-            raise NotFound(
-                f"{repositories_file(state)} has {what}", "name one with --repository, or add one (the README shows how)"
-            )
+            path = repositories_file(state)
+            if found:
+                mend = "name one with --repository, or put `default = true` under one"
+                raise NotFound(f"{path} has no default repository", mend)
+            raise NotFound(f"{path} has no repository", "add one (the README shows how)")
         return chosen[0]
     for item in found:
         if item.name == name:

@@ -55,7 +55,9 @@ class Snapshots:
         try:
             remote = self._ask("show", {"repository": where, "snapshot": found})
         except NotFound:
-            raise NotFound(f"there is no snapshot {snapshot!r} in repository {where!r}", "see: snapshot list") from None
+            raise NotFound(
+                f"there is no snapshot {snapshot!r} in repository {where!r}", "see: stillframe snapshot list"
+            ) from None
         return {**remote, **{key: local[key] for key in ("session",) if local is not None}}
 
     def verify(self, snapshot: str, repository: str) -> str:
@@ -70,7 +72,9 @@ class Snapshots:
     def _committed(self, snapshot: str, repository: str) -> tuple[str, dict[str, Any]]:
         found = self.show(snapshot, repository)
         if found["state"] != "committed":
-            raise FailedPrecondition(f"snapshot {snapshot!r} is {found['state']}, not committed", "see: snapshot show")
+            raise FailedPrecondition(
+                f"snapshot {snapshot!r} is {found['state']}, not committed", "see: stillframe snapshot show"
+            )
         return found["handle"].rpartition(":")[0] or repository, found
 
     def restore(

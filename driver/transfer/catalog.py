@@ -79,11 +79,11 @@ def committed(store: ObjectStore, snapshot: str) -> Manifest:
     stone = store.head(layout.tombstone(snapshot))  # first: garbage collection removes the manifest first, this last
     manifest = read_manifest(store, snapshot)
     if manifest is None:
-        raise NotFound(f"there is no complete snapshot {snapshot} in {store.where}", "see: snapshot list")
+        raise NotFound(f"there is no complete snapshot {snapshot} in {store.where}", "see: stillframe snapshot list")
     if isinstance(manifest, Aborted):
         raise SnapshotFailed(f"snapshot {snapshot} was ended before it was complete: {manifest.reason}")
     if stone is not None:
-        raise NotFound(f"snapshot {manifest.snapshot.name!r} was deleted", "see: snapshot list")
+        raise NotFound(f"snapshot {manifest.snapshot.name!r} was deleted", "see: stillframe snapshot list")
     return manifest
 
 
@@ -250,7 +250,7 @@ def show(store: ObjectStore, repository: str, snapshot: str) -> Summary:
             objects.found[named[1]] = item
     summary = _summary(store, repository, snapshot, objects)
     if summary is None:
-        raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: snapshot list")
+        raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: stillframe snapshot list")
     return {**summary, "state": "deleted"} if "deleted" in objects.found else summary
 
 
@@ -287,7 +287,7 @@ def delete(store: ObjectStore, snapshot: str, *, conditions: bool, only_writer: 
     key = layout.manifest(snapshot)
     if store.head(key) is None:
         if store.head(layout.pending(snapshot)) is None:
-            raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: snapshot list")
+            raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: stillframe snapshot list")
         mark = records.encode(Aborted(snapshot=snapshot, reason="it was deleted", aborted=now()))
         if conditions:
             store.put_if_absent(key, mark)
