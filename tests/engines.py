@@ -48,7 +48,7 @@ class Engine:
         while True:
             with contextlib.suppress(OSError, StillframeError):
                 of = self.call("engine.info")["keeper"]
-                if of == self.process.pid and (self.state / "run/transfer.sock").exists():
+                if of == self.process.pid and self.listens("transfer.sock"):
                     return self
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -114,13 +114,14 @@ class Engine:
         self.process.wait(10)
         self.process = None
         deadline = time.monotonic() + 10
-        while self._listens():
+        while self.listens("engine.sock"):
             assert time.monotonic() < deadline, "the engine's service outlived its keeper"
             time.sleep(0.01)
 
-    def _listens(self) -> bool:
+    def listens(self, name: str) -> bool:
+        """Whether somebody listens there: the file stays when its maker is killed."""
         with socket.socket(socket.AF_UNIX) as connection:
-            return connection.connect_ex(str(self.state / "run/engine.sock")) == 0
+            return connection.connect_ex(str(self.state / "run" / name)) == 0
 
     def stop(self) -> None:
         """SIGTERM, and wait."""
