@@ -28,9 +28,8 @@ class Stores:
     """Open stores, by their settings; a changed repositories.toml or credentials file makes a new one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _open and _checked; nothing is asked of a store with it held
+        self._lock = threading.Lock()  # guards _open; nothing is asked of a store with it held
         self._open: dict[tuple[Repository, int], ObjectStore] = {}
-        self._checked: set[ObjectStore] = set()
 
     def get(self, repository: Repository) -> ObjectStore:
         """Raises InvalidArgument, AccessDenied."""
@@ -40,20 +39,9 @@ class Stores:
             if store is None:
                 store = open_store(repository, BRIEF, _OPTIONS)
                 while len(self._open) >= _KEPT:
-                    dropped = self._open.pop(next(iter(self._open)))
-                    self._checked.discard(dropped)
-                    dropped.close()
+                    self._open.pop(next(iter(self._open))).close()
                 self._open[key] = store
             return store
-
-    def make_repository(self, store: ObjectStore) -> None:
-        """Make sure, once, that the store's prefix is a repository; a new prefix becomes one. Raises Unsupported."""
-        with self._lock:
-            is_checked = store in self._checked
-        if not is_checked:
-            catalog.open_repository(store)
-            with self._lock:
-                self._checked.add(store)
 
 
 def _changed(path: str | None) -> int:
@@ -67,6 +55,7 @@ def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result
     """specs.Begin -> {conditional_put, warning, parent: {id, created, size_bytes} or None}; with AlreadyExists perhaps
     {manifest}"""
     session = specs.parse(spec, specs.Begin)
+    catalog.open_repository(store)
     conditions = honours_conditions(repository, store)
     of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
     found = catalog.begin(store, of, session.parents, result, repository.name, conditions=conditions)
@@ -78,6 +67,7 @@ def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result
 
 def check(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
     """-> {conditional_put, warning}: whether the repository can be written to. A new prefix becomes a repository."""
+    catalog.open_repository(store)
     conditions = honours_conditions(repository, store)
     result.update(conditional_put=conditions, warning=catalog.warning(conditions))
 
@@ -113,14 +103,10 @@ JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] 
     "show": show,
     "delete": delete,
 }
-_MAKING: Final = ("begin", "check")
 
 
 def run(stores: Stores, state: Path, kind: str, spec: Spec, result: Result) -> None:
     """Fill in the result of a small job. Raises every StillframeError."""
     name = specs.parse(spec, specs.OfRepository).repository
     repository = settings.repository(state, name)
-    store = stores.get(repository)
-    if kind in _MAKING:
-        stores.make_repository(store)
-    JOBS[kind](repository, store, spec, result)
+    JOBS[kind](repository, stores.get(repository), spec, result)

@@ -135,5 +135,5 @@ def parse(spec: dict[str, Any], kind: type[S]) -> S:
         raise InvalidArgument(f"the description of a {kind.__name__.lower()} job: {error}") from error
 
 
-for _kind in (OfRepository, OfSnapshot, Withdraw, Restore, Delete, Begin, Send, Clone):
+for _kind in (OfRepository, OfSnapshot, Withdraw, Restore, Delete, Begin, Collect, Send, Clone):
     msgspec.json.Decoder(_kind)  # msgspec learns a type at its first use, and crashes if two threads are the first

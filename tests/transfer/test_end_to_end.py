@@ -32,6 +32,7 @@ def test_what_was_sent_comes_back(rig: Rig, kind: str, request: pytest.FixtureRe
 
     summary = session.send()
 
+    assert summary.pop("again") == []
     assert summary["state"] == "committed"
     assert summary["size_bytes"] == len(volume)
     stored = sum(volume[at : at + CHUNK_BYTES] != bytes(CHUNK_BYTES) for at in range(0, len(volume), CHUNK_BYTES))
