@@ -205,7 +205,8 @@ class Sender:
             return RegionEntry(number)
         chunks = self._spool.chunks(number)
         of_parent = parent.index(number) if parent is not None and merge.needs_parent(chunks) else None
-        if before is not None and merge.is_unchanged(chunks, of_parent, before_chunks):
+        is_known = before is not None and (before.is_zero or of_parent is not None)
+        if before is not None and is_known and merge.is_unchanged(chunks, of_parent, before_chunks):
             return before
         sizes = self._spool.sizes({chunk.pack for chunk in chunks if chunk.codec in (Codec.RAW, Codec.ZSTD)})
         lineage = uuid.UUID(self._session.of.lineage)

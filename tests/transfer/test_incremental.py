@@ -340,3 +340,16 @@ def test_a_chunk_that_got_lost_does_not_pass_for_unchanged(rig: Rig) -> None:
         rig.wait(second.start_send())
     first.close()
     second.close()
+
+
+def test_a_region_that_became_zeros_chunk_by_chunk_is_zero(rig: Rig) -> None:
+    volume = random_volume(30)
+    first = rig.session(rig.add_folder(), volume)
+    first.send()
+    second = next_session(rig, first, bytes(len(volume)), ())
+    for chunk in range(30):
+        second.feed.zero(chunk, 1)
+    send(second)
+    assert rig.restore("folder", second.id, len(volume)) == bytes(len(volume))
+    first.close()
+    second.close()
