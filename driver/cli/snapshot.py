@@ -83,10 +83,11 @@ def list_(context: Context, repository: str | None) -> None:
 def show(context: Context, name: str, repository: str | None) -> None:
     """Show one snapshot, by name, id or handle; one in the making with its progress and its buffer."""
     shown = context.client.call("snapshot.show", snapshot=name, repository=repository)
+    volume = shown["volume"]
     pairs = [
         ("name", shown["name"] or "-"),
         ("handle", shown["handle"]),
-        ("volume", f"{shown['volume']['name']} ({shown['volume']['id']})"),
+        ("volume", f"{volume['name']} ({volume['id']})" if volume else "-"),
         ("state", shown["state"]),
         ("cut", shown["created"] or "-"),
         ("size", format_size(shown["size_bytes"])),
@@ -109,7 +110,8 @@ def show(context: Context, name: str, repository: str | None) -> None:
             ("retries", str(session["retries"])),
         ]  # fmt: skip
     if shown["error"]:
-        pairs.append(("error", f"{shown['error']['message']} ({shown['error']['hint']})"))
+        error = StillframeError.from_message(shown["error"])
+        pairs.append(("error", f"{error.message} ({error.hint})" if error.hint else error.message))
     context.output.fields(shown, pairs)
 
 

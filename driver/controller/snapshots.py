@@ -30,7 +30,7 @@ from driver.core.errors import (
 from driver.core.ids import snapshot_id
 from driver.rpc import logs, parameters
 from driver.rpc.deadlines import time_left
-from driver.rpc.described import IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
+from driver.rpc.described import DELETED, IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
 from driver.rpc.names import Handle, engine_name, node_id, parse_handle
 from driver.rpc.paging import page
 
@@ -114,7 +114,7 @@ class SnapshotCalls:
     ) -> csi_pb2.GetSnapshotResponse:
         handle = parse_handle("snapshot", request.snapshot_id)
         found = self._everywhere.repositories.show(handle.where, handle.id)
-        if found is None or found["state"] == "deleted" or not found["volume"]:
+        if found is None or found["state"] == DELETED or not found["volume"]:
             raise NotFound(f"there is no snapshot {request.snapshot_id!r}")
         return csi_pb2.GetSnapshotResponse(snapshot=self._described(found, context))
 

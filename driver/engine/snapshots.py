@@ -71,6 +71,8 @@ class Snapshots:
 
     def _committed(self, snapshot: str, repository: str) -> tuple[str, dict[str, Any]]:
         found = self.show(snapshot, repository)
+        if found["state"] == "deleted":
+            raise NotFound(f"snapshot {snapshot!r} was deleted", "see: stillframe snapshot list")
         if found["state"] != "committed":
             raise FailedPrecondition(
                 f"snapshot {snapshot!r} is {found['state']}, not committed", "see: stillframe snapshot show"

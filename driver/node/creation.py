@@ -17,6 +17,7 @@ from driver.core.sizes import format_size
 from driver.node.here import Here
 from driver.rpc import capabilities
 from driver.rpc.deadlines import time_left, wait
+from driver.rpc.described import DELETED
 from driver.rpc.names import parse_handle
 from driver.rpc.parameters import VolumeParameters
 
@@ -58,7 +59,7 @@ class Creation:
             case "snapshot":
                 handle = parse_handle("snapshot", source.snapshot.snapshot_id)
                 found = engine.call("snapshot.show", snapshot=str(handle))
-                if found["state"] == "deleted":
+                if found["state"] == DELETED:
                     raise NotFound(f"snapshot {str(handle)!r} was deleted", "restore another: stillframe snapshot list")
                 size_bytes = self._size(capacity, possible, found["size_bytes"])
                 made = engine.call(

@@ -12,7 +12,7 @@ from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
 from driver.node.here import Here
 from driver.node.snapshots import BEFORE_THE_CUT, everything, file_systems
 from driver.rpc import parameters
-from driver.rpc.described import check_alive, group_of
+from driver.rpc.described import DELETED, check_alive, group_of
 from driver.rpc.names import engine_name, group_handle, parse_handle
 
 _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
@@ -108,6 +108,6 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 found = self._here.engine.call("snapshot.show", snapshot=str(parse_handle("snapshot", handle)))
             except NotFound:
                 continue
-            if found["state"] == "deleted":
+            if found["state"] == DELETED:
                 continue
             raise InvalidArgument(f"snapshot {handle!r} is no member of group snapshot {group!r}")

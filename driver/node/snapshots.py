@@ -27,7 +27,7 @@ from driver.core.errors import (
 from driver.host import mountinfo
 from driver.node.here import Here
 from driver.rpc import parameters
-from driver.rpc.described import IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
+from driver.rpc.described import DELETED, IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
 from driver.rpc.names import engine_name, parse_handle
 from driver.rpc.paging import page
 
@@ -120,7 +120,7 @@ class SnapshotCalls:
     ) -> csi_pb2.GetSnapshotResponse:
         handle = parse_handle("snapshot", request.snapshot_id)
         found = self._here.engine.call("snapshot.show", snapshot=str(handle))
-        if found["state"] == "deleted" or not found["volume"]:
+        if found["state"] == DELETED or not found["volume"]:
             raise NotFound(f"there is no snapshot {request.snapshot_id!r}")
         check_alive(found)
         return csi_pb2.GetSnapshotResponse(snapshot=snapshot_of(found))

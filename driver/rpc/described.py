@@ -14,10 +14,13 @@ from driver.rpc.names import Handle, group_handle, node_id
 
 READY: Final = "committed"
 IN_THE_MAKING: Final = "uploading"
+DELETED: Final = "deleted"
 
 
 def check_alive(found: dict[str, Any]) -> None:
     """Raises SnapshotFailed for a snapshot that is neither complete nor in the making, with the reason."""
+    if found["state"] == DELETED:
+        raise SnapshotFailed(f"snapshot {found['name']!r} was deleted", "take a new one, by another name")
     if found["state"] not in (READY, IN_THE_MAKING):
         reason = StillframeError.from_message(found["error"]) if found["error"] else None
         raise SnapshotFailed(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from driver.core.errors import NotFound, RepositoryMissing, StillframeError
 from driver.core.exitcodes import EXIT_CODES, exit_code
 from driver.core.sizes import MIB
+from driver.transfer.catalog import now
+from driver.transfer.records import Aborted, encode
 from tests.engines import Engine, engine
 
 Ran = tuple[int, str, str]
@@ -64,6 +67,23 @@ def test_a_volume_from_its_creation_to_its_deletion(one: Engine) -> None:
                              ("volume", "delete", "w")):  # fmt: skip
         assert stillframe(one.state, noun, verb, name)[0] == 0, (noun, verb, name)
     assert json.loads(stillframe(one.state, "--output", "json", "volume", "list")[1]) == {"volumes": []}
+
+
+def test_a_deleted_snapshot_is_not_found_and_one_ended_by_others_is_shown(one: Engine) -> None:
+    assert stillframe(one.state, "volume", "create", "d", "--size", "1Mi")[0] == 0
+    one.call("volume.attach", name="d")
+    assert stillframe(one.state, "snapshot", "create", "d", "--name", "gone")[0] == 0
+    assert stillframe(one.state, "snapshot", "delete", "gone")[0] == 0
+    for command in (("verify", "gone"), ("restore", "gone", "e")):
+        code, _, error = stillframe(one.state, "snapshot", *command)
+        assert (code, "was deleted" in error) == (3, True), error
+    ended = one.state.parent / "repository" / "snapshots" / str(uuid.uuid4())
+    ended.mkdir()
+    (ended / "manifest.json").write_bytes(encode(Aborted(snapshot=ended.name, reason="its node was forgotten", aborted=now())))
+    code, said, error = stillframe(one.state, "snapshot", "show", ended.name)
+    assert code == 0 and "was ended before it was complete: its node was forgotten" in said, error
+    for verb in ("detach", "delete"):
+        assert stillframe(one.state, "volume", verb, "d")[0] == 0
 
 
 BAD = {
