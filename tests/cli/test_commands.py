@@ -79,7 +79,8 @@ def test_a_deleted_snapshot_is_not_found_and_one_ended_by_others_is_shown(one: E
         assert (code, "was deleted" in error) == (3, True), error
     ended = one.state.parent / "repository" / "snapshots" / str(uuid.uuid4())
     ended.mkdir()
-    (ended / "manifest.json").write_bytes(encode(Aborted(snapshot=ended.name, reason="its node was forgotten", aborted=now())))
+    mark = Aborted(snapshot=ended.name, reason="its node was forgotten", aborted=now())
+    (ended / "manifest.json").write_bytes(encode(mark))
     code, said, error = stillframe(one.state, "snapshot", "show", ended.name)
     assert code == 0 and "was ended before it was complete: its node was forgotten" in said, error
     for verb in ("detach", "delete"):
