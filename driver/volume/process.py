@@ -44,7 +44,10 @@ def serve(roles: Roles, argument: Mapping[str, Any]) -> None:
     life = RecordLocks(shared.fd)
     life.acquire(LOCK_SLOTS + numbers.start, len(numbers))  # waits for the last thread of a predecessor
     for number in numbers:
-        shared.slot_words(number)[SlotWord.ADMITTED] = 0  # what is in them is done again, from the gate on
+        words = shared.slot_words(number)
+        words[SlotWord.ADMITTED] = 0  # what is in them is done again, from the gate on
+        if not words[HEADER_WORD]:
+            words[SlotWord.RESULT] = 0  # of a request that a predecessor answered last; the next one here has none
     if shared.words[Word.SESSION]:
         locks = RecordLocks(shared.fd)
         recover_reserved(shared, locks, range(numbers.start + 1, numbers.stop + 1))

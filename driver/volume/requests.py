@@ -93,7 +93,6 @@ class Worker:
     def recover(self) -> bool:
         """Bring what a dead predecessor left in the slot to its end. Whether there was something."""
         if not self._words[HEADER_WORD]:
-            self._words[_RESULT] = 0
             return False
         self._words[SlotWord.REPLAYED] += 1
         self.resume()

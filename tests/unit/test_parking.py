@@ -143,6 +143,21 @@ def test_an_answered_write_is_not_done_over_a_newer_one(volume: Volume) -> None:
     assert volume.kernel.recv(2 * MIB)[16:] == b"2" * 4096
 
 
+def test_a_spare_slot_whose_last_request_was_answered_serves_the_next_one(
+    volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process was killed between freeing a spare slot and forgetting the result: the next request there has none."""
+    monkeypatch.setattr("driver.volume.capture.THROTTLE_SECONDS_MAX", 0.05)
+    for number in range(THREADS, THREADS + SPARES):
+        volume.shared.slot_words(number)[SlotWord.RESULT] = 1 << 32
+    volume.begin(memory=0, spill=64)
+    volume.serve()
+    for number in range(12):
+        volume.kernel.send(request(Op.WRITE, 10 + number, number * 65536, b"w" * 4096))
+    assert {volume.answer() for _ in range(12)} == {(10 + number, 0) for number in range(12)}
+    assert all(volume.block(number * 65536) == b"w" * 4096 for number in range(12))
+
+
 def test_a_successor_waits_for_the_last_thread_of_the_dead(volume: Volume) -> None:
     """A thread of a killed process may still be in the middle of a write: whoever does it again waits until it is dead."""
     message = request(Op.WRITE, 51, 0, b"1" * 4096)
