@@ -120,15 +120,18 @@ class Capture:
     def _capture(self, chunk: int, first: int, count: int, may_wait: bool) -> None:
         """Capture a run of units, of which others may be capturing some."""
         slot = self._reserve(count, may_wait)
-        if slot is None:
-            return
+        kept = 0
         lock = LOCK_CHUNKS + chunk
         self._locks.acquire(lock)
         try:
-            kept = 0 if self._shared.is_sealed(chunk) else self._fill(chunk, first, count, slot)
+            if not self._shared.is_sealed(chunk):  # else it was while a slot was looked for: nothing is to be kept
+                if slot is None:
+                    self._shared.fail(Failure.BUFFER_FULL, self._spill_errno)
+                else:
+                    kept = self._fill(chunk, first, count, slot)
         finally:
             self._locks.release(lock)
-        if kept < count:
+        if slot is not None and kept < count:
             self._slots.free(slot + kept, count - kept)
 
     def _reserve(self, count: int, may_wait: bool) -> int | None:
@@ -141,8 +144,6 @@ class Capture:
         while slot is not None and slot >= FIRST_SPILL and not self._allocate(slot + count - FIRST_SPILL):
             self._slots.free(slot, count)
             slot = self._slots.reserve(count)
-        if slot is None:
-            self._shared.fail(Failure.BUFFER_FULL, self._spill_errno)
         return slot
 
     def _allocate(self, units: int) -> bool:

@@ -124,10 +124,19 @@ class Sweeper:
 
     def _check_spill(self) -> None:
         """What went to the spill file was written behind our back. If the disk refused some of it, and memory was short,
-        what was read back of it may have been something else: then the session fails."""
+        what was read back of it may have been something else: then the session fails.
+
+        A description is told of a refused write once, and that of `_spill` is everybody's: whoever is killed while the disk
+        takes its time must leave it untold for its successor. So what takes long is done with a description of our own.
+        """
         if not self._shared.words[Word.SPILL_READY]:
             return
         try:
+            own = os.open(f"/proc/self/fd/{self._spill}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fdatasync(own)
+            finally:
+                os.close(own)
             os.fdatasync(self._spill)
         except OSError as error:
             self._shared.fail(Failure.SPILL_ERROR, error.errno or errno.EIO)
