@@ -24,9 +24,10 @@ Volumes = Mapping[str, Mapping[str, int]]
 
 
 def mount(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Mount the FUSE file of one volume at `file`. Nobody serves the volume. Raises NotPermitted, Unsupported."""
+    """Mount the FUSE file of one volume at `file`, which request slots 0 to `slots` - 1 are going to serve. Nobody serves the
+    volume. Raises NotPermitted, Unsupported."""
     ((_, roles),) = volumes.items()
-    session.forget_requests(Shared(roles["memory"]))
+    session.set_slots(Shared(roles["memory"]), argument["slots"])
     file = argument["file"]
     os.makedirs(os.path.dirname(file), mode=0o700, exist_ok=True)
     os.close(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -22,7 +22,7 @@ from driver.engine.settings import PROCESSES_MAX, SPARES, THREADS, Settings
 from driver.host import disks, files
 from driver.host.log import say
 from driver.volume import changes
-from driver.volume.layout import Shared, create_memory
+from driver.volume.layout import Shared, create_memory, volume_bytes
 
 _SERVE: Final = "serve-"
 _SHARE_SECONDS: Final = 0.5
@@ -248,13 +248,10 @@ class Volumes:
         from then on."""
         if record.id in self._held:
             files.remove(self._changes(record))  # of a `close` that was broken off
+            self._finish_growth(record)
             return
         spill = self._folder.volume_folder(record.id) / "spill"
-        fds = {
-            "memory": create_memory(
-                record.size_bytes, record.provisioning == "thin", (THREADS + SPARES) * self._processes(record)
-            )
-        }
+        fds = {"memory": create_memory(record.size_bytes, record.provisioning == "thin")}
         try:
             self._load_changes(record, fds["memory"])
             fds["backing"] = disks.open_direct(self.disk(record), record.logical_block_size)
@@ -390,8 +387,9 @@ class Volumes:
             self._keeper.put(record.id, {"fuse": fuse})
         finally:
             os.close(fuse)
-        self._keeper.run("mount", [record.id], file=self._file(record))
-        for number in range(self._processes(record)):
+        processes = self._processes(record)
+        self._keeper.run("mount", [record.id], file=self._file(record), slots=processes * (THREADS + SPARES))
+        for number in range(processes):
             argument = {"first_slot": number * (THREADS + SPARES), "slots": THREADS, "spares": SPARES}
             self._keeper.keep(record.id, f"{_SERVE}{number}", "serve", argument)
         self._keeper.run(
@@ -435,9 +433,22 @@ class Volumes:
             if about is not None and record.id not in self._held:
                 self._note_growth(record, about)
             if record.id in self._held:
-                node = self._node(record) if self.is_attached(record) else None
-                self._keeper.run("resize", [record.id], size_bytes=size_bytes, node=node)
+                self._resize(record)
             return record
+
+    def _resize(self, record: VolumeRecord) -> None:
+        node = self._node(record) if self.is_attached(record) else None
+        self._keeper.run("resize", [record.id], size_bytes=record.size_bytes, node=node)
+
+    def _finish_growth(self, record: VolumeRecord) -> None:
+        """A growth that was broken off behind its record: the volume has the size that the record says, everywhere."""
+        (memory,) = self._keeper.take(record.id, ["memory"])
+        try:
+            known_bytes = volume_bytes(memory)
+        finally:
+            os.close(memory)
+        if known_bytes != record.size_bytes:
+            self._resize(record)
 
     def delete(self, name: str) -> None:
         """Remove the volume and its data. Raises FailedPrecondition while it is attached or in use."""

@@ -99,13 +99,13 @@ class Word(enum.IntEnum):
     PEAK = 10
     SPILL_USED = 11
     SWEPT_CHUNKS = 12  # sweeper: chunks sealed
-    SLOT_COUNT = 13  # request slots in use
+    SLOT_COUNT = 13  # request slots in use: all that may have something in hand
     THIN = 14
     CUT_NANOSECONDS = 15  # how long the gate was closed
     SWEEP_NANOSECONDS = 16  # monotonic; the sweeper's last sign of life
     FAILED_ERRNO = 17
     SESSION_BYTES = 18  # the volume's size at the cut; what lies beyond is not captured
-    SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first
+    SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first; 0 once it is cleared up after
     SPILL_READY = 21  # units of the spill file whose blocks are allocated
     MEMORY_TOP = 22  # slots in memory at and behind it are free and without pages; at least MEMORY_LIMIT
     PARENT_CHUNKS = 23  # of chunks before it, the session reads only those that the frozen dirty map names
@@ -203,6 +203,14 @@ class Shared:
         self.words[Word.SESSION_ID] = number >> 64
         self.words[Word.SESSION_ID + 1] = number & (1 << 64) - 1
 
+    def is_named(self, session: str) -> bool:
+        """Whether this session runs, or was the last to run and has not been cleared up after."""
+        return _named(self.words) == uuid.UUID(session).int
+
+    def forget_session_id(self) -> None:
+        """Nothing is left of the last session. `LOCK_SESSION` is held, and none runs."""
+        self.words[Word.SESSION_ID] = self.words[Word.SESSION_ID + 1] = 0
+
     def clear_session(self) -> None:
         """Give back all memory of the last session. Only while no session runs and nobody captures.
 
@@ -229,8 +237,8 @@ class Shared:
         self.map.close()
 
 
-def create_memory(size_bytes: int, thin: bool, slot_count: int) -> int:
-    """A new memfd laid out for a volume of `size_bytes`, served with `slot_count` request slots."""
+def create_memory(size_bytes: int, thin: bool, slot_count: int = 0) -> int:
+    """A new memfd laid out for a volume of `size_bytes` bytes, served with `slot_count` request slots (`set_slots`)."""
     fd = os.memfd_create("stillframe-volume", os.MFD_CLOEXEC)
     os.ftruncate(fd, MEMORY_BYTES)
     with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
@@ -247,9 +255,18 @@ def running_session(fd: int) -> str | None:
         return _session_id(words)
 
 
+def volume_bytes(fd: int) -> int:
+    """The size in bytes that a volume's memory says."""
+    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+        return int(words[Word.SIZE_BYTES])
+
+
 def _session_id(words: memoryview) -> str | None:
-    high, low = words[Word.SESSION_ID], words[Word.SESSION_ID + 1]
-    return str(uuid.UUID(int=high << 64 | low)) if words[Word.SESSION] else None
+    return str(uuid.UUID(int=_named(words))) if words[Word.SESSION] else None
+
+
+def _named(words: memoryview) -> int:
+    return int(words[Word.SESSION_ID]) << 64 | int(words[Word.SESSION_ID + 1])
 
 
 def punch(fd: int, offset: int, length: int) -> None:

@@ -91,8 +91,9 @@ def end(
 
     With `is_base` its snapshot is the volume's base from now on, as the volume's record says already, and the next session
     is to read the chunks `again` too, runs of (first, count); else what was written before its cut is still to be saved.
-    Nothing happens if it has ended. Its sweeper is dead. Raises FailedPrecondition after the deadline; it may be tried
-    again. `spill_is_free` is called when nobody uses the spill file any more, and no other session can have begun to.
+    Nothing happens if it has ended; an end that was broken off is gone through again. Its sweeper is dead. Raises
+    FailedPrecondition after the deadline; it may be tried again. `spill_is_free` is called when nobody uses the spill file
+    any more, and no other session can have begun to.
     """
 
     def flip() -> float:
@@ -100,9 +101,10 @@ def end(
         return 0.0
 
     with _sessions_locked([part]) as locks:
-        if part.shared.session_id() != part.session:
+        if not part.shared.is_named(part.session):
             return
-        _stopped([part], locks, deadline_seconds, flip)
+        if part.shared.words[Word.SESSION]:
+            _stopped([part], locks, deadline_seconds, flip)
         part.shared.clear_session()
         if is_base:
             changes.forget(part.shared)
@@ -112,6 +114,7 @@ def end(
         part.shared.words[Word.USED] = 0
         part.shared.words[Word.SPILL_USED] = 0
         spill_is_free()
+        part.shared.forget_session_id()
 
 
 def hold(shared: Shared, deadline_seconds: float, work: Callable[[], bool]) -> bool:
@@ -131,8 +134,9 @@ def hold(shared: Shared, deadline_seconds: float, work: Callable[[], bool]) -> b
         locks.close()
 
 
-def forget_requests(shared: Shared) -> None:
-    """Empty every request slot: what is in them came over a connection that has ended, and whoever asked saw EIO.
+def set_slots(shared: Shared, count: int) -> None:
+    """A volume is going to be served with `count` request slots, all of which a cut looks at from now on. Slots used before
+    are emptied: what is in them came over a connection that has ended, and whoever asked saw EIO.
 
     Waits until the volume's processes are dead.
     """
@@ -141,6 +145,7 @@ def forget_requests(shared: Shared) -> None:
     try:
         for number in range(shared.words[Word.SLOT_COUNT]):
             gate.empty(shared.slot_words(number))
+        shared.words[Word.SLOT_COUNT] = count
     finally:
         locks.close()
 

@@ -16,6 +16,7 @@ from driver.volume import session
 from driver.volume.layout import (
     HEADER_WORD,
     LOCK_SLOTS,
+    PAGE,
     PAGES_AT,
     OnFull,
     Shared,
@@ -93,11 +94,38 @@ def test_a_cut_waits_for_a_write_of_a_living_process_and_gives_up(shared: Shared
     life.close()
 
 
+def test_a_cut_waits_for_the_slots_that_a_volume_is_served_with_now(shared: Shared) -> None:
+    """The memory outlives a detach while a session runs; more processes may serve the volume afterwards."""
+    session.set_slots(shared, 8)
+    life = RecordLocks(shared.fd)
+    life.acquire(LOCK_SLOTS, 8)
+    shared.slot_words(7)[SlotWord.ADMITTED] = 1
+    with pytest.raises(FailedPrecondition, match="in hand"):
+        session.begin([session.Part(shared, new_id(), LIMITS)], 0.2)
+    life.close()
+
+
+def test_an_end_that_was_broken_off_is_gone_through_again(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its helper was killed after the store that ends the session."""
+    of = session.Part(shared, new_id(), LIMITS)
+    session.begin([of], 1.0)
+    shared.bytes[PAGES_AT : PAGES_AT + PAGE] = b"x" * PAGE
+    freed: list[str] = []
+    with monkeypatch.context() as broken:
+        broken.setattr(Shared, "clear_session", lambda self: (_ for _ in ()).throw(ProcessLookupError))
+        with pytest.raises(ProcessLookupError):
+            session.end(of, 1.0, lambda: freed.append("too early"))
+    assert (running_session(shared.fd), freed) == (None, [])
+    session.end(of, 1.0, lambda: freed.append("spill"))
+    assert (any(shared.bytes[PAGES_AT : PAGES_AT + PAGE]), freed) == (False, ["spill"])
+    session.end(of, 1.0, lambda: pytest.fail("it has ended"))
+
+
 def test_requests_of_a_connection_that_ended_are_not_done_again(shared: Shared) -> None:
     words = shared.slot_words(1)
     for word in (HEADER_WORD, SlotWord.RESULT, SlotWord.ADMITTED):
         words[word] = 1
-    session.forget_requests(shared)
+    session.set_slots(shared, 1)
     assert not any(words[word] for word in (HEADER_WORD, SlotWord.RESULT, SlotWord.ADMITTED))
 
 
