@@ -33,7 +33,7 @@ from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectIdentifierTypeDef
 
 _REGION_DEFAULT: Final = "us-east-1"
 _REFUSED: Final = {
@@ -127,9 +127,7 @@ class S3Store:
             answer = self._unless_missing(lambda: self._client.get_object(Bucket=self._bucket, Key=self._prefix + key))
             if answer is None:
                 return None
-            with contextlib.closing(answer["Body"]) as body:
-                data: bytes = body.read(maximum_bytes + 1)
-                return data
+            return _read(answer, maximum_bytes + 1)
 
     def get_range(self, key: str, offset: int, length: int) -> Part | None:
         with self._translated("reading", key):
@@ -144,10 +142,9 @@ class S3Store:
                 raise
             if answer is None:
                 return None
-            with contextlib.closing(answer["Body"]) as body:
-                if "ContentRange" in answer:
-                    return Part(body.read(), int(answer["ContentRange"].rpartition("/")[2]))
-                return Part(body.read(offset + length)[offset:], answer["ContentLength"])
+            if "ContentRange" in answer:
+                return Part(_read(answer, length + 1), int(answer["ContentRange"].rpartition("/")[2]))
+            return Part(_read(answer, offset + length)[offset:], answer["ContentLength"])
 
     def put(self, key: str, pieces: Pieces) -> None:
         with self._translated("writing", key):
@@ -268,6 +265,17 @@ def _keys(repository: Repository) -> _Keys:
             f"{path} holds no credentials", "it needs [default] with aws_access_key_id and aws_secret_access_key"
         )
     return _Keys(found.access_key, found.secret_key, found.token)
+
+
+def _read(answer: GetObjectOutputTypeDef, maximum_bytes: int) -> bytes:
+    """The body of an answer, or its first bytes. Raises IncompleteReadError if it ends early, which botocore only notices of
+    a body that is read to its end."""
+    with contextlib.closing(answer["Body"]) as body:
+        data: bytes = body.read(maximum_bytes)
+    expected = min(answer.get("ContentLength", 0), maximum_bytes)
+    if len(data) < expected:
+        raise exceptions.IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
+    return data
 
 
 def _no_credentials(what: str) -> AccessDenied:

@@ -14,7 +14,7 @@ from driver.core.errors import AccessDenied, DataCorrupt, Internal, NotFound, Un
 from driver.core.sizes import CHUNK_BYTES
 from driver.transfer.packbuffer import Header
 from tests.servers import S3Server, credentials_file, serve_rclone
-from tests.transfer.proxy import DROP, DROP_ANSWER, PASS, Action, Proxy
+from tests.transfer.proxy import CUT, DROP, DROP_ANSWER, PASS, Action, Proxy
 from tests.transfer.rig import Rig
 from tests.transfer.volumes import make_volume, random_volume
 
@@ -44,6 +44,22 @@ def test_failures_that_pass_are_waited_for(rig: Rig, proxy: Proxy, rclone_s3: S3
     assert session.feed.packs.get(Header.RETRIES) == 5
     proxy.decide = lambda method, path: 503 if method == "GET" and proxy.count("GET", "packs") in (2, 4) else PASS
     assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+
+
+@pytest.mark.parametrize("action", [CUT])
+@pytest.mark.parametrize("part", ["stillframe.json", "manifest.json", "/regions/", "/packs/"])
+def test_an_answer_that_is_broken_is_asked_for_again(
+    rig: Rig, proxy: Proxy, rclone_s3: S3Server, part: str, action: Action
+) -> None:
+    repository = through(rig, proxy, rclone_s3)
+    volume = random_volume(100, seed=21)
+    session = rig.session(repository, volume)
+    session.send()
+    actions = iter([action])
+    proxy.decide = lambda method, path: next(actions, PASS) if method == "GET" and part in path else PASS
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    assert next(actions, PASS) is PASS
     session.close()
 
 
