@@ -57,7 +57,9 @@ _NO_ROOM: Final = frozenset(
 """Codes of a full quota or store: Ceph's, MinIO's, others'."""
 _STATUS_OF: Final = {"AccessDenied": 403}
 """Of one object's error within an answer that is 200 as a whole."""
-_MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
+_MISSING: Final = frozenset({"NoSuchKey", "NotFound"})
+_MISSING_HEAD: Final = _MISSING | {"404"}
+"""Without a body there is no code but the status. With one, a 404 of no code is not the store's: a proxy's without a route."""
 
 
 _T = TypeVar("_T")
@@ -183,7 +185,9 @@ class S3Store:
 
     def head(self, key: str) -> Listed | None:
         with self._translated("looking at", key):
-            answer = self._unless_missing(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key))
+            answer = self._unless_missing(
+                lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key), _MISSING_HEAD
+            )
             if answer is None:
                 return None
             return Listed(key, answer["ContentLength"], answer["LastModified"].timestamp())
@@ -204,11 +208,11 @@ class S3Store:
         self._client.close()
 
     @staticmethod
-    def _unless_missing(call: Callable[[], _T]) -> _T | None:
+    def _unless_missing(call: Callable[[], _T], missing: frozenset[str] = _MISSING) -> _T | None:
         try:
             return call()
         except exceptions.ClientError as error:
-            if _failure(error).code in _MISSING:
+            if _failure(error).code in missing:
                 return None
             raise
 
@@ -242,6 +246,10 @@ class S3Store:
             return OutOfSpace(message, "raise the bucket's quota, or make room in the store, then take the snapshot again")
         if failure.status in (401, 403) or failure.code in _REFUSED:
             return AccessDenied(message, _REFUSED.get(failure.code, _REFUSED_HINT))
+        if failure.status == 404:
+            return RepositoryUnavailable(
+                message, "something answers in the store's place, such as a proxy without a route to it: check the endpoint"
+            )
         if failure.status == 501:
             return Unsupported(message, "this store lacks what Stillframe needs")
         if failure.status >= 500 or failure.status in (408, 409, 429) or failure.code in _MAY_PASS:

@@ -17,6 +17,7 @@ RESET = "reset the connection in the middle of the request's body"
 STALL = "take the request and never answer"
 CUT = "end the answer's body early"
 ALTER = "change a bit of the answer's body"
+NO_ROUTE = "answer as a proxy that knows no store"
 Action = str | int
 """One of these (with DROP_ANSWER the server did what was asked), or the HTTP status to answer with."""
 _CODES = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown", 507: "XMinioStorageFull"}
@@ -51,6 +52,9 @@ class Proxy:
                 if isinstance(action, int):
                     self._refuse(action)
                     return
+                if action is NO_ROUTE:
+                    self._answer(404, b"404 page not found\n")
+                    return
                 if action is not DROP:
                     status, headers, content = proxy.forward(self, port, body)
                 if action in (DROP, DROP_ANSWER):
@@ -77,7 +81,9 @@ class Proxy:
 
             def _refuse(self, status: int) -> None:
                 code = _CODES.get(status, "InternalError")
-                content = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+                self._answer(status, f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
+
+            def _answer(self, status: int, content: bytes) -> None:
                 self.send_response_only(status)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
