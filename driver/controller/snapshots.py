@@ -18,6 +18,7 @@ from driver.core.errors import (
     AccessDenied,
     AlreadyExists,
     Busy,
+    DataCorrupt,
     FailedPrecondition,
     InvalidArgument,
     NodeSilent,
@@ -78,7 +79,12 @@ class SnapshotCalls:
         except NotFound:
             return csi_pb2.DeleteSnapshotResponse()
         with self._everywhere.operations.on(f"snapshot {handle}"):
-            known = self._everywhere.repositories.show(handle.where, handle.id)
+            try:
+                known = self._everywhere.repositories.show(handle.where, handle.id)
+            except DataCorrupt as error:  # nothing can be collected while it is there
+                logs.log().warning("a damaged snapshot is deleted", snapshot=str(handle), error=error.message)
+                self._everywhere.repositories.delete(handle.where, handle.id, only_writer=False)
+                return csi_pb2.DeleteSnapshotResponse()
             if known is not None and known["group"]:
                 raise InvalidArgument(
                     f"snapshot {handle} belongs to group snapshot {known['group']!r}", "delete the group snapshot"

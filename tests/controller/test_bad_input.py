@@ -13,7 +13,7 @@ import pytest
 from csi import csi_pb2
 from driver.core.ids import new_id
 from tests.clusters import Cluster, Controller, cluster
-from tests.controller.test_lost_nodes import snapshot_request
+from tests.controller.test_lost_nodes import snapshot, snapshot_request
 from tests.controller.test_routing import create, volume_of
 from tests.servers import versitygw_server
 
@@ -128,3 +128,15 @@ def test_the_sidecars_ask_at_most_twelve_times_a_minute() -> None:
     while at < 60:
         calls, at, wait = calls + 1, at + wait, min(2 * wait, 15.0)
     assert calls <= 12
+
+
+def test_a_snapshot_whose_manifest_is_damaged_can_be_deleted(shared: Cluster, controller: Controller) -> None:
+    """Nothing is collected while it is there."""
+    handle = snapshot(controller, create(controller, "pvc-damaged", "node-a"), "damaged")
+    folder = shared.folder / "repository/snapshots" / handle.rpartition(":")[2]
+    (folder / "manifest.json").write_text("{")
+    calls = controller.controller
+    refusal(calls.GetSnapshot, csi_pb2.GetSnapshotRequest(snapshot_id=handle), Code.DATA_LOSS, "manifest.json")
+    for _ in range(2):
+        calls.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle), timeout=20)
+    assert (folder / "deleted.json").exists()

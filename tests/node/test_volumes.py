@@ -214,6 +214,17 @@ def test_a_snapshot_deleted_in_the_making_never_comes_to_be(one: Plugin) -> None
     one.snapshot(volume, "unwanted-2")
 
 
+def test_a_snapshot_whose_manifest_is_damaged_can_be_deleted(one: Plugin) -> None:
+    """Nothing is collected while it is there."""
+    handle = one.snapshot(one.create("damaged", SIZE), "damaged-1").snapshot_id
+    folder = one.engine.state.parent / "repository/snapshots" / handle.rpartition(":")[2]
+    (folder / "manifest.json").write_text("{")
+    assert code(one.controller.GetSnapshot, csi_pb2.GetSnapshotRequest(snapshot_id=handle)) is grpc.StatusCode.DATA_LOSS
+    for _ in range(2):
+        one.controller.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle))
+    assert (folder / "deleted.json").exists()
+
+
 def test_a_snapshot_that_failed_stays_failed_and_says_why(one: Plugin) -> None:
     volume = uploading(one, "failing")
     disk = one.engine.state / "volumes" / volume.rpartition(":")[2] / "disk"
