@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -41,7 +42,6 @@ _REFUSED: Final = {
     "XAdminUserNotFound": "the access key is not known there: check the credentials",
     "SignatureDoesNotMatch": "the secret key is wrong: check the credentials",
     "ExpiredToken": "the session token has expired: provide fresh credentials",
-    "RequestTimeTooSkewed": "this host's clock differs from the store's: set the clock",
 }
 _REFUSED_HINT: Final = "check the credentials, and that they may list, read, write and delete in this bucket"
 _WRONG_REGION: Final = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
@@ -59,7 +59,7 @@ _STATUS_OF: Final = {"AccessDenied": 403}
 """Of one object's error within an answer that is 200 as a whole."""
 _MISSING: Final = frozenset({"NoSuchKey", "NotFound"})
 _MISSING_HEAD: Final = _MISSING | {"404"}
-"""Without a body there is no code but the status. With one, a 404 of no code is not the store's: a proxy's without a route."""
+"""An answer to HEAD has no body, so no code. A 404 to anything else that has none is not the store's, but some proxy's."""
 
 
 _T = TypeVar("_T")
@@ -92,33 +92,11 @@ class S3Store:
             raise InvalidArgument(f"{repository.url!r} names no bucket", "write s3://bucket/prefix")
         if repository.ca and not os.path.isfile(repository.ca):
             raise InvalidArgument(f"there is no CA file {repository.ca}", "set the repository's `ca` to a PEM file")
-        keys = _keys(repository)
-        config = Config(
-            connect_timeout=options.connect_seconds,
-            read_timeout=options.read_seconds,
-            max_pool_connections=options.connections,
-            retries={"total_max_attempts": 1},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={
-                "payload_signing_enabled": False,
-                "addressing_style": "path" if repository.endpoint else "auto",
-            },
-            user_agent_extra="stillframe",
-        )
-        try:
-            self._client: S3Client = boto3.session.Session().client(
-                "s3",
-                endpoint_url=repository.endpoint,
-                region_name=repository.region or (_REGION_DEFAULT if repository.endpoint else None),
-                verify=repository.ca,
-                config=config,
-                aws_access_key_id=keys.access,
-                aws_secret_access_key=keys.secret,
-                aws_session_token=keys.token,
-            )
-        except (ValueError, exceptions.BotoCoreError) as error:
-            raise InvalidArgument(f"repository {repository.name!r}: {error}", "check its endpoint, region") from error
+        self._repository = repository
+        self._options = options
+        self._changing = threading.Lock()  # guards a change of the two below
+        self._keys = _keys(repository)
+        self._client = _client(repository, options, self._keys)
 
     @property
     def where(self) -> str:
@@ -219,10 +197,14 @@ class S3Store:
     @contextlib.contextmanager
     def _translated(self, doing: str, key: str) -> Iterator[None]:
         what = f"{doing} {self._prefix + key!r} in {self.where}"
+        keys = self._keys
         try:
             yield
         except exceptions.ClientError as error:
-            raise self._refusal(what, _failure(error)) from error
+            refusal = self._refusal(what, _failure(error))
+            if isinstance(refusal, AccessDenied) and self._has_others_than(keys):
+                refusal = RepositoryUnavailable(refusal.message, "the credentials file holds other keys now: try again")
+            raise refusal from error
         except _CREDENTIAL_ERRORS as error:
             raise _no_credentials(what) from error
         except exceptions.SSLError as error:
@@ -236,6 +218,21 @@ class S3Store:
                 f"{what}: no answer: {error}", "check that the endpoint is right and the store is up"
             ) from error
 
+    def _has_others_than(self, refused: _Keys) -> bool:
+        """Whether there are other keys than these by now, which every request is made with from now on."""
+        with self._changing:
+            if self._keys != refused:
+                return True
+            try:
+                found = _keys(self._repository)
+            except AccessDenied:
+                return False
+            if found == refused:
+                return False
+            self._client = _client(self._repository, self._options, found)  # the old one may be in use: it is not closed
+            self._keys = found
+            return True
+
     def _refusal(self, what: str, failure: _Failure) -> StillframeError:
         message = f"{what}: {failure.text}"
         if failure.code == "NoSuchBucket":
@@ -244,6 +241,8 @@ class S3Store:
             return InvalidArgument(message, "set the repository's `region` to the bucket's")
         if failure.status == 507 or failure.code in _NO_ROOM:
             return OutOfSpace(message, "raise the bucket's quota, or make room in the store, then take the snapshot again")
+        if failure.code == "RequestTimeTooSkewed":  # it may be set soon, as after the sleep of a virtual machine
+            return RepositoryUnavailable(message, "this host's clock differs from the store's: set the clock")
         if failure.status in (401, 403) or failure.code in _REFUSED:
             return AccessDenied(message, _REFUSED.get(failure.code, _REFUSED_HINT))
         if failure.status == 404:
@@ -255,6 +254,35 @@ class S3Store:
         if failure.status >= 500 or failure.status in (408, 409, 429) or failure.code in _MAY_PASS:
             return RepositoryUnavailable(message, "the store has a problem; try again later")
         return Unsupported(message, "the store does not accept this request; check the repository's settings")
+
+
+def _client(repository: Repository, options: Options, keys: _Keys) -> S3Client:
+    config = Config(
+        connect_timeout=options.connect_seconds,
+        read_timeout=options.read_seconds,
+        max_pool_connections=options.connections,
+        retries={"total_max_attempts": 1},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={
+            "payload_signing_enabled": False,
+            "addressing_style": "path" if repository.endpoint else "auto",
+        },
+        user_agent_extra="stillframe",
+    )
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=repository.endpoint,
+            region_name=repository.region or (_REGION_DEFAULT if repository.endpoint else None),
+            verify=repository.ca,
+            config=config,
+            aws_access_key_id=keys.access,
+            aws_secret_access_key=keys.secret,
+            aws_session_token=keys.token,
+        )
+    except (ValueError, exceptions.BotoCoreError) as error:
+        raise InvalidArgument(f"repository {repository.name!r}: {error}", "check its endpoint, region") from error
 
 
 def _keys(repository: Repository) -> _Keys:

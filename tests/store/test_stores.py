@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import socket
 import subprocess
@@ -194,6 +195,20 @@ def test_credentials_that_are_missing(rclone_s3: S3Server, tmp_path: Path, monke
     empty = tmp_path / "empty"
     empty.write_text("[default]\n")
     assert isinstance(failure(s3(rclone_s3, tmp_path, credentials=str(empty))), AccessDenied)
+
+
+def test_changed_keys_are_used_at_once(rclone_s3: S3Server, tmp_path: Path) -> None:
+    keys = credentials_file(tmp_path, ACCESS, "revoked")
+    repository = s3(rclone_s3, tmp_path, url=f"s3://{rclone_s3.make_bucket()}", credentials=str(keys))
+    store = open_store(repository, Policy(20.0))
+    with pytest.raises(AccessDenied):
+        store.put("x", [b"x"])
+    keys.write_text(credentials_file(tmp_path).read_text())
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: store.put(f"x/{number}", [b"x"]), range(4)))
+    assert len(store.list("x/").objects) == 4
+    keys.unlink()
+    assert store.get("x/1", 10) == b"x"
 
 
 def test_nobody_answers(rclone_s3: S3Server, tmp_path: Path) -> None:

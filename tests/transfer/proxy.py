@@ -18,6 +18,7 @@ STALL = "take the request and never answer"
 CUT = "end the answer's body early"
 ALTER = "change a bit of the answer's body"
 NO_ROUTE = "answer as a proxy that knows no store"
+SKEWED = "answer that the client's clock is wrong"
 Action = str | int
 """One of these (with DROP_ANSWER the server did what was asked), or the HTTP status to answer with."""
 _CODES = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown", 507: "XMinioStorageFull"}
@@ -50,10 +51,13 @@ class Proxy:
                     self._hang_up()
                     return
                 if isinstance(action, int):
-                    self._refuse(action)
+                    self._refuse(action, _CODES.get(action, "InternalError"))
                     return
                 if action is NO_ROUTE:
                     self._answer(404, b"404 page not found\n")
+                    return
+                if action is SKEWED:
+                    self._refuse(403, "RequestTimeTooSkewed")
                     return
                 if action is not DROP:
                     status, headers, content = proxy.forward(self, port, body)
@@ -79,8 +83,7 @@ class Proxy:
                 self.close_connection = True
                 self.connection.close()
 
-            def _refuse(self, status: int) -> None:
-                code = _CODES.get(status, "InternalError")
+            def _refuse(self, status: int, code: str) -> None:
                 self._answer(status, f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode())
 
             def _answer(self, status: int, content: bytes) -> None:

@@ -14,7 +14,7 @@ from driver.core.errors import AccessDenied, DataCorrupt, Internal, NotFound, Un
 from driver.core.sizes import CHUNK_BYTES
 from driver.transfer.packbuffer import Header
 from tests.servers import S3Server, credentials_file, serve_rclone
-from tests.transfer.proxy import CUT, DROP, DROP_ANSWER, NO_ROUTE, PASS, Action, Proxy
+from tests.transfer.proxy import CUT, DROP, DROP_ANSWER, NO_ROUTE, PASS, SKEWED, Action, Proxy
 from tests.transfer.rig import Rig
 from tests.transfer.volumes import make_volume, random_volume
 
@@ -36,12 +36,12 @@ def test_failures_that_pass_are_waited_for(rig: Rig, proxy: Proxy, rclone_s3: S3
     volume = random_volume(600, seed=11)
     session = rig.session(repository, volume)
     session.begin()
-    actions: list[Action] = [500, 503, DROP, DROP_ANSWER, NO_ROUTE, 500]
+    actions: list[Action] = [500, 503, DROP, DROP_ANSWER, NO_ROUTE, SKEWED, 500]
     proxy.decide = lambda method, path: actions.pop() if method == "PUT" and actions else PASS
     session.feed.start()
     rig.wait(session.start_send())
     assert not actions
-    assert session.feed.packs.get(Header.RETRIES) == 6
+    assert session.feed.packs.get(Header.RETRIES) == 7
     proxy.decide = lambda method, path: 503 if method == "GET" and proxy.count("GET", "packs") in (2, 4) else PASS
     assert rig.restore(repository, session.id, len(volume)) == volume
     session.close()
