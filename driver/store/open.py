@@ -26,7 +26,8 @@ def open_store(
 ) -> Retrying:
     """The repository's store, its requests repeated as the policy says. Asks it nothing yet.
 
-    Raises InvalidArgument (url, endpoint, CA file), AccessDenied (no credentials file).
+    Raises InvalidArgument (url, endpoint, CA file), AccessDenied (no credentials file), RepositoryUnavailable (a program
+    that is to give credentials fails).
     """
     options = options or Options()
     store: ObjectStore

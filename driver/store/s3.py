@@ -46,11 +46,7 @@ _REFUSED: Final = {
 _REFUSED_HINT: Final = "check the credentials, and that they may list, read, write and delete in this bucket"
 _WRONG_REGION: Final = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
 _MAY_PASS: Final = frozenset({"RequestTimeout", "SlowDown", "ConditionalRequestConflict", "IncompleteBody"})
-_CREDENTIAL_ERRORS: Final = (
-    exceptions.NoCredentialsError,
-    exceptions.PartialCredentialsError,
-    exceptions.CredentialRetrievalError,
-)
+_CREDENTIAL_ERRORS: Final = (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)
 _NO_ROOM: Final = frozenset(
     {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "StorageFull"}
 )
@@ -207,6 +203,8 @@ class S3Store:
             raise refusal from error
         except _CREDENTIAL_ERRORS as error:
             raise _no_credentials(what) from error
+        except exceptions.CredentialRetrievalError as error:
+            raise _not_fetched(what, error) from error
         except exceptions.SSLError as error:
             raise RepositoryUnavailable(
                 f"{what}: TLS: {error}", "set the repository's `ca` to the authority's PEM file, or correct the endpoint"
@@ -281,6 +279,8 @@ def _client(repository: Repository, options: Options, keys: _Keys) -> S3Client:
             aws_secret_access_key=keys.secret,
             aws_session_token=keys.token,
         )
+    except exceptions.CredentialRetrievalError as error:
+        raise _not_fetched(f"repository {repository.name!r}", error) from error
     except (ValueError, exceptions.BotoCoreError) as error:
         raise InvalidArgument(f"repository {repository.name!r}: {error}", "check its endpoint, region") from error
 
@@ -318,6 +318,13 @@ def _no_credentials(what: str) -> AccessDenied:
     return AccessDenied(
         f"{what}: there are no credentials",
         "set the repository's `credentials` to a file, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the engine",
+    )
+
+
+def _not_fetched(what: str, error: exceptions.CredentialRetrievalError) -> RepositoryUnavailable:
+    return RepositoryUnavailable(
+        f"{what}: no credentials can be had: {error}",
+        "look at what they come from: the host's metadata service, the service account, a program",
     )
 
 

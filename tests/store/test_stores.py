@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import os
 import socket
 import subprocess
@@ -195,6 +196,28 @@ def test_credentials_that_are_missing(rclone_s3: S3Server, tmp_path: Path, monke
     empty = tmp_path / "empty"
     empty.write_text("[default]\n")
     assert isinstance(failure(s3(rclone_s3, tmp_path, credentials=str(empty))), AccessDenied)
+
+
+def test_credentials_that_cannot_be_fetched_are_there_again_later(
+    rclone_s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    keys, away = tmp_path / "keys", tmp_path / "away"
+    soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()  # so they are fetched anew for every request
+    keys.write_text(json.dumps({"Version": 1, "AccessKeyId": ACCESS, "SecretAccessKey": SECRET, "Expiration": soon}))
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {keys}\n")
+    repository = s3(rclone_s3, tmp_path, url=f"s3://{rclone_s3.make_bucket()}", credentials=None)
+    store = open_store(repository, ONCE)
+    store.put("x", [b"x"])
+    keys.rename(away)
+    for ask in (lambda: store.get("x", 10), lambda: open_store(repository, ONCE)):
+        with pytest.raises(RepositoryUnavailable, match="no credentials can be had"):
+            ask()
+    away.rename(keys)
+    assert store.get("x", 10) == b"x"
 
 
 def test_changed_keys_are_used_at_once(rclone_s3: S3Server, tmp_path: Path) -> None:
