@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -158,7 +159,11 @@ class DirectoryStore:
             return None
 
     def _check_folder(self) -> None:
-        if not os.path.isdir(self._folder):
+        try:
+            is_there = stat.S_ISDIR(os.stat(self._folder).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        if not is_there:
             message = f"the repository's {self.where} does not exist"
             raise RepositoryMissing(message, "create it, or mount what should be there")
 

@@ -254,6 +254,14 @@ def test_settings_that_are_wrong(rclone_s3: S3Server, tmp_path: Path) -> None:
     assert isinstance(failure(Repository("test", f"file://{tmp_path}/nonexistent")), NotFound)
 
 
+def test_a_folder_that_cannot_be_looked_at_is_not_missing(tmp_path: Path) -> None:
+    """As one on a file server that is away for a while; a link to itself is what every file system can make."""
+    (tmp_path / "folder").symlink_to("folder")
+    assert isinstance(failure(Repository("test", f"file://{tmp_path}/folder")), RepositoryUnavailable)
+    with pytest.raises(RepositoryUnavailable):
+        open_store(Repository("test", f"file://{tmp_path}/folder"), ONCE).list("snapshots/")
+
+
 def test_tls(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     server = serve_rclone("--cert", str(certificate), "--key", str(key))
