@@ -77,7 +77,8 @@ class ObjectStore(Protocol):
         """Remove an object; nothing happens if there is none."""
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """Remove at most `DELETE_MAX` objects in few requests and in no order; those that are gone already do not matter."""
+        """Remove at most `DELETE_MAX` objects, at once where the store can, in no order; those that are gone already do not
+        matter."""
 
     def tidy(self, before: float) -> int:
         """Remove what is no object and never will be: half-written ones that nobody has touched since `before`, by the

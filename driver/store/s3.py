@@ -139,14 +139,19 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         with self._translated("deleting", key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            self._unless_missing(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key))
 
     def delete_many(self, keys: Sequence[str]) -> None:
         if not keys:
             return
         wanted: list[ObjectIdentifierTypeDef] = [{"Key": self._prefix + key} for key in keys]
-        with self._translated(f"deleting {len(keys)} objects, the first of which is", keys[0]):
-            answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": wanted, "Quiet": True})
+        try:
+            with self._translated(f"deleting {len(keys)} objects, the first of which is", keys[0]):
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": wanted, "Quiet": True})
+        except Unsupported:  # it has no such request, or only one with an MD5 of its body, as S3 once demanded
+            for key in keys:
+                self.delete(key)
+            return
         for failed in answer.get("Errors", []):
             code = str(failed.get("Code", ""))
             if code not in _MISSING:

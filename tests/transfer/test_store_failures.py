@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from driver.core import settings
 from driver.core.errors import AccessDenied, DataCorrupt, Internal, NotFound, Unsupported
 from driver.core.sizes import CHUNK_BYTES
+from driver.store.open import open_store
+from driver.store.retry import Policy
 from driver.transfer.packbuffer import Header
 from tests.servers import S3Server, credentials_file, serve_rclone
 from tests.transfer.proxy import CUT, DROP, DROP_ANSWER, NO_ROUTE, PASS, SKEWED, Action, Proxy
@@ -217,6 +220,24 @@ def test_without_conditional_puts_only_what_is_committed_can_be_deleted(rig: Rig
     rig.run("delete", {**wanted, "only_writer": True})
     assert rig.run("show", wanted)["state"] == "deleted"
     session.close()
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_what_cannot_be_deleted_at_once_is_deleted_one_by_one(
+    rig: Rig, proxy: Proxy, rclone_s3: S3Server, status: int
+) -> None:
+    repository = through(rig, proxy, rclone_s3)
+    store = open_store(settings.repository(rig.state, repository), Policy(0.0))
+    for number in range(3):
+        store.put(f"lineages/{number}", [b"x"])
+    proxy.decide = lambda method, path: status if method == "POST" else PASS
+    store.delete_many(["lineages/0", "lineages/2", "lineages/9"])
+    assert [item.key for item in store.list("lineages/").objects] == ["lineages/1"]
+    proxy.decide = lambda method, path: 403 if method == "POST" else PASS
+    with pytest.raises(AccessDenied):
+        store.delete_many(["lineages/1"])
+    assert store.head("lineages/1") is not None
+    store.close()
 
 
 def test_two_sessions_of_one_name(rig: Rig) -> None:
