@@ -210,7 +210,7 @@ class DirectoryStore:
         if error.errno in _NO_ACCESS:
             return AccessDenied(message, "give the user that runs Stillframe access to the folder")
         if error.errno in _NO_SPACE:
-            return OutOfSpace(message, "make room on the file system that holds the repository")
+            return OutOfSpace(message, "make room on the file system that holds it: even a deletion writes a small file")
         if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EOPNOTSUPP):
             return Unsupported(message, "the folder holds other things than a repository, or cannot hold one")
         return RepositoryUnavailable(message, "look at the file system that holds the repository")

@@ -243,7 +243,9 @@ class S3Store:
         if failure.code in _WRONG_REGION or failure.status in (301, 307):
             return InvalidArgument(message, "set the repository's `region` to the bucket's")
         if failure.status == 507 or failure.code in _NO_ROOM:
-            return OutOfSpace(message, "raise the bucket's quota, or make room in the store, then take the snapshot again")
+            return OutOfSpace(
+                message, "raise the bucket's quota, or make room in the store: even a deletion writes a small object"
+            )
         if failure.code == "RequestTimeTooSkewed":  # it may be set soon, as after the sleep of a virtual machine
             return RepositoryUnavailable(message, "this host's clock differs from the store's: set the clock")
         if failure.status in (401, 403) or failure.code in _REFUSED:

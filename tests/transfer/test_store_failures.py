@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from driver.core import settings
-from driver.core.errors import AccessDenied, DataCorrupt, Internal, NotFound, Unsupported
+from driver.core.errors import AccessDenied, DataCorrupt, Internal, NotFound, OutOfSpace, Unsupported
 from driver.core.sizes import CHUNK_BYTES
 from driver.store.open import open_store
 from driver.store.retry import Policy
@@ -219,6 +219,17 @@ def test_without_conditional_puts_only_what_is_committed_can_be_deleted(rig: Rig
         rig.run("delete", wanted)
     rig.run("delete", {**wanted, "only_writer": True})
     assert rig.run("show", wanted)["state"] == "deleted"
+    session.close()
+
+
+def test_a_full_store_says_that_a_deletion_needs_room_too(rig: Rig, proxy: Proxy, rclone_s3: S3Server) -> None:
+    repository = through(rig, proxy, rclone_s3)
+    session = rig.session(repository, random_volume(16))
+    session.send()
+    proxy.decide = lambda method, path: 507 if method == "PUT" else PASS
+    with pytest.raises(OutOfSpace, match="HTTP 507") as caught:
+        rig.run("delete", {"repository": repository, "snapshot": session.id})
+    assert "deletion writes" in caught.value.hint
     session.close()
 
 
