@@ -96,11 +96,12 @@ class DirectoryStore:
     def tidy(self, before: float) -> int:
         with self._translated("tidying", ""):
             self._check_folder()
-            return sum(_tidy(parent, folders, names, before) for parent, folders, names in self._bottom_up())
-
-    def _bottom_up(self) -> Iterator[tuple[str, list[str], list[str]]]:
-        for prefix in (layout.LINEAGES, layout.SNAPSHOTS):
-            yield from os.walk(self._path(prefix), topdown=False)
+            removed = _remove_half_written(self._folder, os.listdir(self._folder), before)
+            for prefix in (layout.LINEAGES, layout.SNAPSHOTS):
+                for parent, folders, names in os.walk(self._path(prefix), topdown=False):
+                    removed += _remove_half_written(parent, names, before)
+                    _remove_if_empty(parent, folders, before)
+            return removed
 
     def head(self, key: str) -> Listed | None:
         with self._translated("looking at", key):
@@ -234,19 +235,23 @@ def _write(fd: int, body: Body) -> None:
             view = view[os.write(fd, view) :]
 
 
-def _tidy(parent: str, folders: list[str], names: list[str], before: float) -> int:
-    """Remove half-written files of a folder, and the folder itself if it is empty: who writes there makes it again."""
+def _remove_half_written(folder: str, names: Sequence[str], before: float) -> int:
+    """Remove those of a folder's files that were never whole and that nobody has touched since; how many those were."""
     removed = 0
     for name in names:
-        path = os.path.join(parent, name)
+        path = os.path.join(folder, name)
         with contextlib.suppress(FileNotFoundError):
             if name.startswith(_BESIDE) and os.stat(path).st_mtime < before:
                 os.unlink(path)
                 removed += 1
-    with contextlib.suppress(OSError):  # not empty: rmdir(2) has several errors for that
-        if folders or os.stat(parent).st_mtime < before:  # one that held only such was made long ago
-            os.rmdir(parent)
     return removed
+
+
+def _remove_if_empty(folder: str, folders: Sequence[str], before: float) -> None:
+    """Remove a folder in which nothing is, nor was for a while: who writes there makes it again."""
+    with contextlib.suppress(OSError):  # not empty: rmdir(2) has several errors for that
+        if folders or os.stat(folder).st_mtime < before:  # one that held only such was made long ago
+            os.rmdir(folder)
 
 
 def _sync(folder: str) -> None:

@@ -115,16 +115,17 @@ def test_a_folder_is_tidied_of_what_was_never_whole(tmp_path: Path) -> None:
     for key in ("lineages/a/packs/p", "lineages/b/packs/p"):
         store.put(key, [b"x"])
     old, new = tmp_path / "lineages/a/packs/.new-old", tmp_path / "lineages/a/packs/.new-new"
-    old.write_bytes(b"half")
-    new.write_bytes(b"half")
+    above = tmp_path / ".new-above"
+    for path in (old, new, above, tmp_path / "another's"):
+        path.write_bytes(b"half")
     store.delete("lineages/b/packs/p")
     now = store.list("lineages/").now
-    for path in (old, tmp_path / "lineages/b/packs", tmp_path / "lineages/b"):
+    for path in (old, above, tmp_path / "another's", tmp_path / "lineages/b/packs", tmp_path / "lineages/b"):
         os.utime(path, (now - 100, now - 100))
     assert store.tidy(now - 200) == 0
-    assert store.tidy(now - 50) == 1
+    assert store.tidy(now - 50) == 2
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
-        "lineages", "lineages/a", "lineages/a/packs", "lineages/a/packs/.new-new", "lineages/a/packs/p"
+        "another's", "lineages", "lineages/a", "lineages/a/packs", "lineages/a/packs/.new-new", "lineages/a/packs/p"
     ]  # fmt: skip
     assert now == pytest.approx(new.stat().st_mtime, abs=60)
     store.put("lineages/b/packs/p", [b"again"])
