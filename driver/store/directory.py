@@ -88,13 +88,13 @@ class DirectoryStore:
             with self._translated("deleting", key), contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path(key))
                 folders.add(os.path.dirname(self._path(key)))
-        with self._translated("deleting", f"{len(keys)} objects"):
+        with self._translated(f"deleting {len(keys)} objects"):
             self._check_folder()
             for folder in folders:
                 _sync(folder)
 
     def tidy(self, before: float) -> int:
-        with self._translated("tidying", ""):
+        with self._translated("removing what is half-written"):
             self._check_folder()
             removed = _remove_half_written(self._folder, os.listdir(self._folder), before)
             for prefix in (layout.LINEAGES, layout.SNAPSHOTS):
@@ -200,11 +200,13 @@ class DirectoryStore:
             _sync(os.path.dirname(path))
 
     @contextlib.contextmanager
-    def _translated(self, doing: str, key: str) -> Iterator[None]:
+    def _translated(self, doing: str, key: str = "") -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise self._domain_error(f"{doing} {key!r} in {self.where}: {error.strerror}", error) from error
+            what = f"{doing} {key!r}" if key else doing
+            at = f" ({error.filename})" if error.filename not in (None, self._path(key)) else ""
+            raise self._domain_error(f"{what} in {self.where}: {error.strerror}{at}", error) from error
 
     @staticmethod
     def _domain_error(message: str, error: OSError) -> StillframeError:
@@ -258,5 +260,8 @@ def _sync(folder: str) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        error.filename = folder  # by a descriptor it is not known
+        raise
     finally:
         os.close(fd)

@@ -166,7 +166,7 @@ def read(
         if manifest is None:
             raise FailedPrecondition(
                 f"{layout.manifest(snapshot.id)} was listed in {store.where} and is gone; nothing was removed",
-                "does anything else delete objects there? look at the bucket's lifecycle rules",
+                "run it again if a garbage collection was at work; if not, look at the bucket's lifecycle rules",
             )
         return replace(snapshot, manifest=_smaller(manifest, entries))
     if garbage.state_of(snapshot, now, margin) is not State.RUNNING:

@@ -263,6 +263,17 @@ def test_a_folder_that_cannot_be_looked_at_is_not_missing(tmp_path: Path) -> Non
         open_store(Repository("test", f"file://{tmp_path}/folder"), ONCE).list("snapshots/")
 
 
+def test_an_error_of_a_folder_names_the_file(tmp_path: Path) -> None:
+    store = open_store(Repository("test", f"file://{tmp_path}"), ONCE)
+    store.put("snapshots/s/manifest.json", [b"x"])
+    (tmp_path / "snapshots/s/a-loop").symlink_to("a-loop")
+    with pytest.raises(RepositoryUnavailable, match=r"listing 'snapshots/' .*snapshots/s/a-loop"):
+        store.list("snapshots/")
+    (tmp_path / "snapshots/s/.new-loop").symlink_to(".new-loop")
+    with pytest.raises(RepositoryUnavailable, match=r"half-written .*snapshots/s/\.new-loop"):
+        store.tidy(0)
+
+
 def test_tls(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     server = serve_rclone("--cert", str(certificate), "--key", str(key))
