@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from driver.cli.context import SIZE, Context, pass_context
 from driver.core import settings
-from driver.core.errors import NotPermitted, Unsupported
+from driver.core.errors import InvalidArgument, NotPermitted, Unsupported
 from driver.core.sizes import format_size
 from driver.engine.records import Folder
 from driver.engine.settings import PROCESSES, Settings
+from driver.host.diskerrors import disk_error
 
 
 @click.group()
@@ -46,7 +48,7 @@ def run(
     checked = Settings(state, node_memory, session_memory, spill, upload_rate, processes, grace, node=node)
     if settings.effective_user() != 0:
         raise NotPermitted("the engine must run as root: it mounts FUSE and makes loop devices", "use sudo")
-    Folder(state).engine_id()
+    _check_folder(state)
     for device, module in (("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")):
         if not os.path.exists(device):
             raise Unsupported(f"there is no {device}", f"load the kernel module: modprobe {module}")
@@ -61,6 +63,16 @@ def run(
     if take_over:
         arguments.append("--take-over")
     os.execv(sys.executable, [sys.executable, "-m", "driver.engine", *arguments])
+
+
+def _check_folder(state: Path) -> None:
+    """Make what a state folder has. Raises InvalidArgument, OutOfSpace, DeviceError, Unsupported, DataCorrupt."""
+    try:
+        Folder(state).engine_id()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidArgument(f"{state} cannot be the state folder: {error}", "name another one with --state") from error
+    except OSError as error:
+        raise disk_error(error, "the state folder's disk") from error
 
 
 @engine.command()

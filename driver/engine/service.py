@@ -6,7 +6,6 @@ starts it again, and it finds volumes, sessions and restores by their records.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 from driver import __version__
 from driver.core import messages, settings
-from driver.core.errors import DeviceError, Internal, InvalidArgument, NotPermitted, OutOfSpace, StillframeError
+from driver.core.errors import Internal, InvalidArgument, NotPermitted, StillframeError
 from driver.core.messages import Message
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.figures import figures
@@ -30,16 +29,11 @@ from driver.engine.settings import CANNOT_START, Settings, parse
 from driver.engine.snapshots import Snapshots
 from driver.engine.volumes import Volumes
 from driver.host import kernel
+from driver.host.diskerrors import disk_error, is_of_the_disk
 from driver.host.log import say
 from driver.host.sockets import check_peer, listen
 
 _TRANSFER_SECONDS: Final = 20.0
-_OF_THE_DISK: Final[Mapping[int | None, Callable[[str], StillframeError]]] = {
-    errno.ENOSPC: lambda text: OutOfSpace(text, "make room on it"),
-    errno.EDQUOT: lambda text: OutOfSpace(text, "raise the quota, or make room"),
-    errno.EIO: lambda text: DeviceError(text, "check the disk (dmesg, smartctl)"),
-    errno.EROFS: lambda text: DeviceError(text, "it was mounted, or has become, read-only: see dmesg"),
-}
 
 
 class Arguments(dict[str, Any]):
@@ -299,8 +293,8 @@ def answer(service: Service, message: Message, fds: Sequence[int] = ()) -> Messa
     except StillframeError as error:
         return {"error": error.to_message()}
     except Exception as error:  # the outermost loop of a connection
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-            return {"error": _OF_THE_DISK[error.errno](f"the state folder's disk: {error}").to_message()}
+        if is_of_the_disk(error):
+            return {"error": disk_error(error, "the state folder's disk").to_message()}
         traceback.print_exc()
         return {"error": Internal(f"{message.get('call')}: {error}", "the engine's log has the details").to_message()}
 

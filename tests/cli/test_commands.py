@@ -17,7 +17,7 @@ from driver.core.exitcodes import EXIT_CODES, exit_code
 from driver.core.sizes import MIB
 from driver.transfer.catalog import now
 from driver.transfer.records import Aborted, encode
-from tests.engines import Engine, engine
+from tests.engines import Engine, engine, run
 
 Ran = tuple[int, str, str]
 
@@ -133,6 +133,26 @@ def test_a_state_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     code, _, error = stillframe(state, "engine", "run")
     assert code == 12 and "another version" in error
     assert not os.path.ismount(state / "dev")
+
+
+@pytest.mark.parametrize("place", ["state", "state/volumes"])
+def test_a_state_folder_that_cannot_be_one_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).touch()
+    code, _, error = stillframe(tmp_path / "state", "engine", "run")
+    assert code == 2 and str(tmp_path / place) in error and "--state" in error, error
+
+
+@pytest.mark.parametrize(("option", "expected", "words"), [("ro", 14, "read-only"), ("nr_inodes=1", 6, "make room")])
+def test_a_state_folder_on_a_disk_that_takes_nothing_is_no_defect(
+    tmp_path: Path, option: str, expected: int, words: str
+) -> None:
+    run("mount", "-t", "tmpfs", "-o", option, "nothing", str(tmp_path))
+    try:
+        code, _, error = stillframe(tmp_path / "state", "engine", "run")
+    finally:
+        run("umount", str(tmp_path))
+    assert code == expected and str(tmp_path) in error and words in error, error
 
 
 def test_only_root_may_run_an_engine(tmp_path: Path) -> None:
