@@ -17,6 +17,7 @@ pair (`driver.core.messages`); each request has an `id`, which its answer repeat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -30,6 +31,7 @@ from typing import Any, Final
 
 from driver.core import messages
 from driver.core.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, StillframeError
+from driver.core.exitcodes import EXIT_CODES
 from driver.engine import handover
 from driver.engine.handover import Holdings
 from driver.engine.helpers import HELPERS
@@ -45,9 +47,12 @@ from driver.volume import process
 MAINS: Final = {"serve": process.serve, "sweep": process.sweep}
 _AGAIN_SECONDS: Final = 0.2
 """Between two attempts to start the same thing."""
+_CANNOT_START_SECONDS: Final = 2.0
+"""Between two attempts to start a service that could not, while volumes are held."""
 _HELPERS_SECONDS: Final = 10.0
 _ENDING_POLL_SECONDS: Final = 0.01
 _ENDING_SECONDS: Final = 5.0
+_STOP: Final = {"event": "stop"}
 SOCKET: Final = "keeper.sock"
 """Under `run`, where a new keeper asks to take over."""
 
@@ -90,9 +95,10 @@ class Keeper:
         self._service: socket.socket | None = None
         self._service_pid = 0
         self._service_due = 0.0  # when a service is to be started at the latest; 0 while one runs
-        self._service_started = 0.0
+        self._service_earliest = 0.0
         self._transfer_pid = 0
         self._transfer_due = 0.0
+        self._is_to_stop = False  # somebody has asked for it
         self._stopping = False
         self._successors: socket.socket | None = None
         self.is_handed_over = False
@@ -104,8 +110,11 @@ class Keeper:
         self._selector.register(self._wake, selectors.EVENT_READ)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if number != signal.SIGCHLD and self._service is not None:
-            messages.send(self._service, {"event": "stop"})
+        if number != signal.SIGCHLD:
+            self._is_to_stop = True
+            if self._service is not None:
+                with contextlib.suppress(OSError):  # it is dead: the next one is told
+                    messages.send(self._service, _STOP)
 
     def start_kept(self) -> None:
         """Start the processes of volumes that were taken over."""
@@ -140,7 +149,7 @@ class Keeper:
         """Start what is to run and does not. False if something has to be tried again."""
         now = time.monotonic()
         try:
-            may_start = now >= self._service_started + _AGAIN_SECONDS and not self._running
+            may_start = now >= self._service_earliest and not self._running
             if self._service_due and (may_start or now >= self._service_due):
                 self._start_service()
             if self._transfer_due and now >= self._transfer_due:
@@ -383,14 +392,8 @@ class Keeper:
                 return
             code = os.waitstatus_to_exitcode(status)
             self._note_end(pid)
-            if pid == self._service_pid and code == CANNOT_START:
-                self._service_pid = 0
-                self._stopping = True
-                self.exit_code = 1
-            elif pid == self._service_pid:
-                say("keeper", f"the engine service ended ({code}); starting it again")
-                self._service_pid = 0
-                self._end_helpers()
+            if pid == self._service_pid:
+                self._on_service_end(code)
             elif pid == self._transfer_pid:
                 say("keeper", f"the transfer supervisor ended ({code}); starting it again")
                 self._transfer_pid = 0
@@ -399,6 +402,19 @@ class Keeper:
                 failed = self._kept.died(pid, code, time.monotonic())
                 if failed is not None:
                     self._give_up(failed)
+
+    def _on_service_end(self, code: int) -> None:
+        """Start it again. One that cannot start ends us, with its exit code, but not while there are devices to lose."""
+        self._service_pid = 0
+        cannot_start = code - CANNOT_START in EXIT_CODES.values()
+        if cannot_start and (self._is_to_stop or not self._fds):
+            self.exit_code = code - CANNOT_START
+            self._stopping = True
+            return
+        say("keeper", f"the engine service ended ({code}); starting it again")
+        if cannot_start:
+            self._service_earliest = time.monotonic() + _CANNOT_START_SECONDS
+        self._end_helpers()
 
     def _note_end(self, pid: int) -> None:
         """Tell those who waited for the process's end."""
@@ -449,9 +465,11 @@ class Keeper:
         finally:
             theirs.close()
         self._service_due = 0.0
-        self._service_started = time.monotonic()
+        self._service_earliest = time.monotonic() + _AGAIN_SECONDS
         self._service = ours
         self._selector.register(ours, selectors.EVENT_READ)
+        if self._is_to_stop:
+            messages.send(ours, _STOP)
 
     def _start_transfer(self) -> None:
         self._transfer_pid = spawn_module("driver.transfer.supervisor", ["--state", self._state], [])

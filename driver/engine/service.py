@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 from driver import __version__
 from driver.core import messages, settings
 from driver.core.errors import Internal, InvalidArgument, NotPermitted, StillframeError
+from driver.core.exitcodes import exit_code
 from driver.core.messages import Message
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.figures import figures
@@ -322,18 +323,27 @@ def serve_connection(service: Service, connection: socket.socket) -> None:
             say("engine", f"a connection broke: {error}")
 
 
+def _refuse_to_start(error: StillframeError) -> NoReturn:
+    """Tell the keeper what hinders."""
+    say("engine", f"error: {error.message}; {error.hint}")
+    sys.exit(CANNOT_START + exit_code(error))
+
+
 def main() -> NoReturn:
     kernel.set_process_name("sf-engine")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    given, keeper_fd = parse(sys.argv[1:])
-    os.set_inheritable(keeper_fd, False)
     try:
+        given, keeper_fd = parse(sys.argv[1:])
+        os.set_inheritable(keeper_fd, False)
         service = Service(given, keeper_fd)
+        service.resume()
+        listener = listen(given.state / "run" / "engine.sock", "engine")
     except StillframeError as error:
-        say("engine", f"error: {error.message}; {error.hint}")
-        sys.exit(CANNOT_START)
-    service.resume()
-    listener = listen(given.state / "run" / "engine.sock", "engine")
+        _refuse_to_start(error)
+    except OSError as error:
+        if not is_of_the_disk(error):
+            raise
+        _refuse_to_start(disk_error(error, "the state folder's disk"))
     say("engine", f"ready on {given.state}")
     while True:
         connection, _ = listener.accept()

@@ -23,8 +23,8 @@ PROCESSES: Final = min(2, os.cpu_count() or 1)
 """Volume processes of one volume: a second one is worth a third more IOPS, and takes 5 MiB and its request slots."""
 PROCESSES_MAX: Final = SLOTS_MAX // (THREADS + SPARES)
 _PACKS_MAX: Final = 4
-CANNOT_START: Final = 78
-"""Exit code of a service that would not start a second time either (EX_CONFIG, sysexits.h)."""
+CANNOT_START: Final = 64
+"""A service that would not start a second time either exits with this and the exit code of the error."""
 
 
 @dataclass(frozen=True, slots=True)

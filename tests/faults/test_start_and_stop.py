@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from driver.core.sizes import MIB
+from driver.engine.settings import CANNOT_START
 from driver.host.cgroup import limited
-from tests.engines import engine, mounted, run
+from tests.apiserver import wait_until
+from tests.engines import Engine, engine, mounted, run
 from tests.oracle import LoggedWriter, read_device
 
 SIZE = 32 * MIB
@@ -30,6 +33,61 @@ def test_with_nothing_attached_it_stops_at_once() -> None:
         assert process.wait(30) == 0
         made.process = None
         assert not os.path.ismount(made.state / "dev")
+
+
+def record_of(made: Engine, name: str) -> Path:
+    return made.state / "volumes" / str(made.call("volume.show", name=name)["id"]) / "volume.json"
+
+
+def test_what_hinders_a_start_is_the_exit_code(tmp_path: Path) -> None:
+    with engine() as made:
+        made.call("volume.create", name="v", size_bytes=SIZE)
+        record = record_of(made, "v")
+        made.stop()
+        command = [sys.executable, "-m", "driver.engine", "--state", str(made.state)]
+        assert subprocess.run([*command, "--processes", "99"], timeout=60, check=False).returncode == 2
+        content = record.read_text()
+        record.write_text("{")
+        assert subprocess.run(command, timeout=60, check=False).returncode == 9
+        record.write_text(content)
+        made.start()
+    run("mount", "-t", "tmpfs", "-o", "ro", "nothing", str(tmp_path))
+    try:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            command = [sys.executable, "-m", "driver.engine.service", "--state", str(tmp_path / "state")]
+            command += ["--keeper", str(theirs.fileno())]
+            done = subprocess.run(command, pass_fds=[theirs.fileno()], timeout=60, check=False)
+            assert done.returncode == CANNOT_START + 14
+    finally:
+        run("umount", str(tmp_path))
+
+
+def kill_service(made: Engine) -> None:
+    """And wait until the next one has said that it cannot start."""
+    said = made.log.read_text().count("is not JSON")
+    os.kill(made.call("engine.info")["processes"]["service"], signal.SIGKILL)
+    wait_until(lambda: made.log.read_text().count("is not JSON") > said)
+
+
+def test_a_service_that_cannot_start_again_takes_no_device_away() -> None:
+    with engine() as made:
+        with LoggedWriter(made.volume("v", SIZE), SIZE, seed=11) as writer:
+            record = record_of(made, "v")
+            content = record.read_text()
+            record.write_text("{")
+            kill_service(made)
+            count = writer.acknowledged
+            wait_until(lambda: writer.acknowledged > count)
+            record.write_text(content)
+            made.wait_ready()
+            record.write_text("{")
+            kill_service(made)
+        process = made.process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 9
+        made.process = None
 
 
 def test_with_a_device_in_use_it_serves_until_that_is_free() -> None:
