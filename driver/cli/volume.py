@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Final
 
 import click
 
 from driver.cli.context import SIZE, Context, pass_context
-from driver.core.errors import DeviceError, NotFound
+from driver.core.errors import FailedPrecondition, NotFound, StillframeError
 from driver.core.sizes import format_size
 
 _POLL_SECONDS: Final = 0.05
@@ -74,11 +75,19 @@ def clone(context: Context, source: str, name: str, size: int | None, thin: bool
     )
     while shown["state"] == "restoring":
         time.sleep(_POLL_SECONDS)
+        job = shown["restore_job"]
         try:
             shown = context.client.call("volume.show", name=name)
         except NotFound:
-            raise DeviceError(f"volume {source!r} could not be cloned", "the engine's log says why") from None
+            raise _why(context, source, job) from None
     context.output.result(shown, f"cloned {source} into {name}, {format_size(shown['size_bytes'])}")
+
+
+def _why(context: Context, source: str, job: str) -> StillframeError:
+    """What a clone has failed with."""
+    with contextlib.suppress(NotFound):
+        return StillframeError.from_message(context.client.call("job.status", job=job)["error"])
+    return FailedPrecondition(f"volume {source!r} was not cloned: the engine was started again meanwhile", "clone it again")
 
 
 @volume.command(name="list")

@@ -1,4 +1,4 @@
-"""Long work that a caller asks after: verify and restore. One thread a job. The transfer supervisor does the work."""
+"""Long work that a caller asks after. One thread a job. The transfer supervisor does the work."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ class Jobs:
         """Watch a job that the supervisor has."""
         self._set(job, {"state": "running", "progress": {}, "result": {}, "error": None})
         threading.Thread(target=self._follow, args=[job, then], name=f"job-{job}", daemon=True).start()
+
+    def note_failure(self, job: str, error: dict[str, Any]) -> None:
+        """Answer from now on for a job that somebody else has followed: it failed with `error`, a message."""
+        self._set(job, {"state": "failed", "progress": {}, "result": {}, "error": error})
 
     def _follow(self, job: str, then: Callable[[StillframeError | None], None] | None) -> None:
         while True:

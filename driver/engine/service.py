@@ -60,8 +60,8 @@ class Service:
         if not self.keeper.list()["volumes"]:
             self._clean()
         self.volumes = Volumes(self.folder, given, self.keeper, self.engine_id)
-        self.sessions = Sessions(self.folder, given, self.volumes, self.keeper, self.transfer)
         self.jobs = Jobs(self.transfer)
+        self.sessions = Sessions(self.folder, given, self.volumes, self.keeper, self.transfer, self.jobs)
         self.snapshots = Snapshots(self.sessions, self.volumes, self.transfer, self.jobs)
         self._ready.set()
 

@@ -19,6 +19,7 @@ from driver.core.errors import (
 from driver.core.ids import check_name, member_name, snapshot_id
 from driver.core.sizes import UNIT_BYTES, chunks_of
 from driver.engine.clients import KeeperClient, TransferClient
+from driver.engine.jobs import Jobs
 from driver.engine.records import Folder, SessionRecord, VolumeRecord
 from driver.engine.settings import Settings, divide
 from driver.engine.shares import Shares
@@ -50,8 +51,9 @@ class Sessions:
     """All sessions, running and ended, that this node has a record of."""
 
     def __init__(
-        self, folder: Folder, settings: Settings, volumes: Volumes, keeper: KeeperClient, transfer: TransferClient
-    ) -> None:
+        self, folder: Folder, settings: Settings, volumes: Volumes, keeper: KeeperClient, transfer: TransferClient,
+        jobs: Jobs,
+    ) -> None:  # fmt: skip
         self._folder = folder
         self._settings = settings
         self._volumes = volumes
@@ -59,7 +61,7 @@ class Sessions:
         self._transfer = transfer
         self._table = Table(folder, volumes, keeper)
         self._shares = Shares(settings, self._table)
-        self._watcher = Watcher(folder, settings, volumes, keeper, transfer, self._table, self._shares)
+        self._watcher = Watcher(folder, settings, volumes, keeper, transfer, self._table, self._shares, jobs)
         self._watcher.find_again()
 
     # --- what is known

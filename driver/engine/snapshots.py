@@ -114,7 +114,8 @@ class Snapshots:
     def clone(
         self, source: str, name: str, size_bytes: int | None, provisioning: str | None, processes: int = 0
     ) -> VolumeRecord:
-        """Start to make a new volume of what another one is now; it is `restoring` until that is done, or gone if it fails.
+        """Start to make a new volume of what another one is now; it is `restoring` until that is done, or gone if it fails:
+        its `restore_job` says why.
 
         Two thin ones share their blocks where the file system can: then it is done at once.
 
@@ -129,11 +130,11 @@ class Snapshots:
             )
         target = self._volumes.create(
             name, size_bytes, provisioning or of.provisioning, of.logical_block_size, processes, lineage=of.lineage,
-            state="restoring", source_volume=of.id, formatted=True, base=of.base,
+            state="restoring", source_volume=of.id, restore_job=new_id(), formatted=True, base=of.base,
         )  # fmt: skip
         try:
             if self._volumes.share(source, target):
-                return self._volumes.save(target.changed(state="available"))
+                return self._volumes.save(target.changed(state="available", restore_job=None))
             self._sessions.create_clone(source, target)
         except BaseException:
             self._volumes.forget(target)

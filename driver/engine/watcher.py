@@ -27,6 +27,7 @@ from driver.core.errors import (
     StillframeError,
 )
 from driver.engine.clients import KeeperClient, TransferClient
+from driver.engine.jobs import Jobs
 from driver.engine.meter import Meter, failure_of
 from driver.engine.records import Folder, SessionRecord
 from driver.engine.settings import Settings
@@ -46,6 +47,9 @@ _SILENT_SECONDS: Final = 5.0
 _DAMAGE: Final = (DataCorrupt.__name__, Internal.__name__)
 """Kinds of errors that a sender which builds on nothing does not meet, or not again."""
 _DELETED: Final = SnapshotFailed("it was deleted while it was being made")
+_LOST_CLONE: Final = FailedPrecondition(
+    "the engine was stopped, or lost its power, before the clone was made", "clone the volume again"
+)
 
 
 _AGAIN: Final = "again"
@@ -84,7 +88,7 @@ class Watcher:
 
     def __init__(
         self, folder: Folder, settings: Settings, volumes: Volumes, keeper: KeeperClient, transfer: TransferClient,
-        table: Table, shares: Shares,
+        table: Table, shares: Shares, jobs: Jobs,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._settings = settings
@@ -93,6 +97,7 @@ class Watcher:
         self._transfer = transfer
         self._table = table
         self._shares = shares
+        self._jobs = jobs
         self._kicked: dict[str, float] = {}  # when a hung sweeper was killed; each session's thread has its own entry
 
     def start(self, record: SessionRecord) -> None:
@@ -172,7 +177,7 @@ class Watcher:
 
     def _settled(self, record: SessionRecord) -> None:
         if record.target is not None:
-            self._drop_clone(record)
+            self._drop_clone(record, _LOST_CLONE.to_message())
             return
         try:
             of_snapshot = {"repository": record.repository, "snapshot": record.id}
@@ -308,10 +313,11 @@ class Watcher:
         finally:
             os.close(packs)
 
-    def _drop_clone(self, record: SessionRecord) -> None:
-        """Take away what a failed clone made. Its record goes last."""
+    def _drop_clone(self, record: SessionRecord, error: dict[str, Any]) -> None:
+        """Take away what a failed clone made, once its job says why. Its record goes last."""
         with contextlib.suppress(NotFound):
             target = self._volumes.by_id(record.target or "")
+            self._jobs.note_failure(target.restore_job or "", error)
             with self._volumes.locked(target.name):
                 self._volumes.forget(target)
         self._table.forget(record)
@@ -319,7 +325,7 @@ class Watcher:
     def _clone_ended(self, record: SessionRecord) -> None:
         if record.state != "committed":
             say("engine", f"clone of {record.volume_name}: {record.error}")
-            self._drop_clone(record)
+            self._drop_clone(record, record.error or {})
             return
         target = self._volumes.by_id(record.target or "")
         with self._volumes.locked(target.name):
@@ -348,7 +354,7 @@ class Watcher:
         files.remove(self._statistics(record))
         self._volumes.end_session(record.volume_id, record.id)
         self._close(record.volume_id)
-        if not is_noted:
+        if not is_noted and record.target is None:  # what a clone has taken of a full disk goes with it
             self._folder.save_session(record)
         if record.target is not None:
             self._clone_ended(record)

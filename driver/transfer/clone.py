@@ -11,15 +11,15 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from driver.core.errors import DeviceError
 from driver.core.sizes import CHUNK_BYTES
+from driver.host.diskerrors import disk_error
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State
 
 _POLL_SECONDS: Final = 0.003
 
 
 def copy(packs: PackBuffers, backing: int) -> None:
-    """Until the sweep is done and every chunk is durable in `backing` (O_DIRECT). Raises DeviceError."""
+    """Until the sweep is done and every chunk is durable in `backing` (O_DIRECT). Raises OutOfSpace, DeviceError."""
     try:
         while True:
             swept = packs.get(Header.SWEEP_DONE)
@@ -33,7 +33,7 @@ def copy(packs: PackBuffers, backing: int) -> None:
             if not ready:
                 time.sleep(_POLL_SECONDS)
     except OSError as error:
-        raise DeviceError(f"writing the new volume: {error.strerror}", "check the node's disk and its free space") from error
+        raise disk_error(error, "writing the new volume") from error
 
 
 def _write(packs: PackBuffers, pack: int, backing: int) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from driver.core.errors import OutOfSpace
 from driver.core.sizes import MIB
+from tests.cli.test_commands import stillframe
 from tests.engines import Engine, mounted, run
 from tests.oracle import read_device
 from tests.power.logdisk import LogDisk, logdisk
@@ -161,6 +162,19 @@ def test_a_thin_volume_on_a_full_disk_gets_an_error_and_works_again_with_room(fo
         made.start()
         device = made.call("volume.attach", name="v")["device"]
         assert read_device(device, 512 * MIB)[number * MIB : (number + 1) * MIB] == b"b" * MIB
+
+
+def test_a_clone_that_outgrows_the_disk_says_so_and_leaves_nothing(folder: Path) -> None:
+    with small(folder, 256 * MIB) as host, engine_on(host, folder) as made:
+        fill(made.volume("v", SIZE, provisioning="thin"))
+        left = os.statvfs(host).f_bavail * os.statvfs(host).f_frsize
+        run("fallocate", "-l", str(left - 16 * MIB), str(host / "ballast"))
+        code, _, error = stillframe(made.state, "volume", "clone", "v", "copy")
+        assert code == 6 and "writing the new volume" in error, error
+        assert [volume["name"] for volume in made.call("volume.list")["volumes"]] == ["v"]
+        assert os.statvfs(host).f_bavail * os.statvfs(host).f_frsize > 15 * MIB
+        (host / "ballast").unlink()
+        assert stillframe(made.state, "volume", "clone", "v", "copy")[0] == 0
 
 
 def test_a_thick_volume_that_does_not_fit_is_refused_and_leaves_nothing(folder: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_clone_that_loses_its_engine_is_gone(one: Engine) -> None:
     one.start()
     device = one.volume("v", SIZE)
     run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
-    one.call("volume.clone", source="v", name="copy")
+    job = one.call("volume.clone", source="v", name="copy")["restore_job"]
     one.kill()
     one.start()
     deadline = time.monotonic() + 20
@@ -150,6 +150,8 @@ def test_a_clone_that_loses_its_engine_is_gone(one: Engine) -> None:
         while time.monotonic() < deadline:
             one.call("volume.show", name="copy")
             time.sleep(0.05)
+    with pytest.raises(FailedPrecondition, match="before the clone was made"):
+        one.wait_job(job)
     one.call("volume.clone", source="v", name="copy")
     wait_available(one, "copy")
 
