@@ -107,6 +107,10 @@ class KeeperClient:
         """All kept processes of a volume."""
         return [dict(process) for process in self._call("show", volume=volume)[0]["processes"]]
 
+    def roles(self, volume: str) -> list[str]:
+        """The roles of the descriptors that are held of a volume."""
+        return list(self._call("show", volume=volume)[0]["roles"])
+
     def list(self) -> dict[str, Any]:
         return self._call("list")[0]
 

@@ -69,8 +69,15 @@ def _detach(record: Path) -> None:
         noted = files.read_json(record)
     except FileNotFoundError:
         return
-    loop.detach(noted["node"], loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"]))
+    loop.detach(noted["node"], loop.LoopDevice.of(noted))
     files.remove(record)
+
+
+def stay(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Keep the block device noted in `record`, if it is still there: a detach that was broken off let it go."""
+    noted = files.read_json(Path(argument["record"]))
+    loop.stay(noted["node"], loop.LoopDevice.of(noted))
+    return {}
 
 
 def resize(volumes: Volumes, argument: Argument) -> dict[str, Any]:
@@ -137,7 +144,7 @@ def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
     stuck = []
     for record in sorted(Path(argument["records"]).glob("*.json")):
         noted = files.read_json(record)
-        device = loop.LoopDevice(noted["number"], noted["sequence"], noted["boot"])
+        device = loop.LoopDevice.of(noted)
         try:
             if not loop.abandon(noted["node"], device):
                 stuck.append(f"{noted['node']} (loop{device.number}) is still in use, dead; it goes with its last user")
@@ -148,5 +155,5 @@ def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 HELPERS: Mapping[str, Callable[[Volumes, Argument], dict[str, Any]]] = {
-    function.__name__: function for function in (mount, attach, detach, resize, cut, end, share, clean)
+    function.__name__: function for function in (mount, attach, detach, stay, resize, cut, end, share, clean)
 }

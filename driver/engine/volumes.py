@@ -19,7 +19,7 @@ from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, f
 from driver.engine.clients import KeeperClient
 from driver.engine.records import Folder, VolumeRecord
 from driver.engine.settings import PROCESSES_MAX, SPARES, THREADS, Settings
-from driver.host import disks, files
+from driver.host import disks, files, loop
 from driver.host.log import say
 from driver.volume import changes
 from driver.volume.layout import Shared, create_memory, volume_bytes
@@ -241,7 +241,29 @@ class Volumes:
 
     def is_attached(self, record: VolumeRecord) -> bool:
         """Whether its device is there for use: the note of it is the last that an attach makes."""
-        return record.id in self._held and os.path.exists(self._device_record(record))
+        return record.id in self._held and self._device(record) is not None
+
+    def _device(self, record: VolumeRecord) -> loop.LoopDevice | None:
+        """The device that is noted, if it is still that one: the kernel may have taken it away, and given its number to
+        another volume since."""
+        try:
+            device = loop.LoopDevice.of(files.read_json(Path(self._device_record(record))))
+        except FileNotFoundError:
+            return None
+        return device if device.exists() else None
+
+    def _stays_attached(self, record: VolumeRecord) -> bool:
+        """Whether it is attached, also when its user lets go of it: a detach that was broken off is undone."""
+        device = self._device(record) if record.id in self._held else None
+        if device is not None and device.is_leaving():
+            self._keeper.run("stay", [], record=self._device_record(record))
+        return device is not None and device.exists()
+
+    def _is_served(self, record: VolumeRecord) -> bool:
+        """Whether there is anything of its device, be it what an attach or a detach left that was broken off."""
+        if record.id not in self._held:
+            return False
+        return os.path.exists(self._device_record(record)) or "fuse" in self._keeper.roles(record.id)
 
     def open(self, record: VolumeRecord) -> None:
         """Have the keeper hold the volume's memory and files, if it does not. Nothing on disk claims to know what changed
@@ -263,8 +285,8 @@ class Volumes:
         self._held.add(record.id)
 
     def close(self, record: VolumeRecord) -> None:
-        """Have the keeper let go of the volume, unless it is attached or in a session."""
-        if record.id in self._held and not self.is_attached(record) and self.session_of(record.id) is None:
+        """Have the keeper let go of the volume, unless it has a device or is in a session."""
+        if record.id in self._held and not self._is_served(record) and self.session_of(record.id) is None:
             self._keeper.unkeep(record.id)
             self._save_changes(record)
             self._keeper.drop(record.id)
@@ -365,10 +387,10 @@ class Volumes:
             record = self.record(name)
             if record.state != "available":
                 raise FailedPrecondition(f"volume {name!r} is being restored", "wait until it is available")
-            if self.is_attached(record):
+            if self._stays_attached(record):
                 return record
-            if record.id in self._held:
-                self._unserve(record)  # an attach that was broken off
+            if self._is_served(record):
+                self._unserve(record)
             self.open(record)
             try:
                 self._serve(record)
@@ -411,7 +433,7 @@ class Volumes:
         """Take the block device away. Raises FailedPrecondition while it is mounted or open."""
         with self.locked(name):
             record = self.record(name)
-            if self.is_attached(record):
+            if self._is_served(record):
                 self._unserve(record)
             return record
 

@@ -15,22 +15,29 @@ import re
 import stat
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 from driver.core.errors import FailedPrecondition, NotPermitted, Unsupported
 from driver.core.sizes import MIB
 
 _LOOP_CLR_FD: Final = 0x4C01
+_LOOP_SET_STATUS64: Final = 0x4C04
+_LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_SET_CAPACITY: Final = 0x4C07
 _LOOP_CONFIGURE: Final = 0x4C0A
 _LOOP_CTL_GET_FREE: Final = 0x4C82
+_LO_FLAGS_AUTOCLEAR: Final = 4
 _LO_FLAGS_DIRECT_IO: Final = 16
 _BLKROSET: Final = 0x125D
 _MAJOR: Final = 7
 _VOLUMES_FILE: Final = re.compile(r"/run/disks/[0-9a-f-]{36}$")
 _CONFIG: Final = struct.Struct("<II5Q4I64s64s32s2Q64x")
+_INFO_BYTES: Final = 232
+_INFO_FLAGS: Final = 52
+"""Where lo_flags stands in struct loop_info64."""
 DISCARD_BYTES_MAX: Final = MIB
 """A discard of 4 GiB would hold loop's worker for seconds; 0 would disable discards for good."""
 
@@ -46,9 +53,23 @@ class LoopDevice:
     sequence: int
     boot: str
 
+    @classmethod
+    def of(cls, noted: Mapping[str, Any]) -> Self:
+        """The device of a note that was made of one."""
+        return cls(noted["number"], noted["sequence"], noted["boot"])
+
     def exists(self) -> bool:
         """Whether it is still attached, to what it was attached to."""
-        return _boot() == self.boot and (_queue(self.number) / "loop").exists() and _sequence(self.number) == self.sequence
+        with contextlib.suppress(OSError):  # it goes at this moment
+            if (_queue(self.number) / "loop").exists() and _sequence(self.number) == self.sequence:
+                return _boot() == self.boot
+        return False
+
+    def is_leaving(self) -> bool:
+        """Whether it goes with its last user: a `detach` was broken off, which `stay` undoes."""
+        with contextlib.suppress(OSError):
+            return self.exists() and (_queue(self.number) / "loop/autoclear").read_text().strip() == "1"
+        return False
 
 
 def _queue(number: int) -> Path:
@@ -139,26 +160,53 @@ def check_unused(node: str) -> None:
         raise
 
 
+def _open(node: str, device: LoopDevice) -> int | None:
+    """The device, by its node, which is made anew; None if it is gone. While it is open, its number is no other's."""
+    if not device.exists():
+        return None
+    _make_node(node, device.number)
+    fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+    if device.exists():
+        return fd
+    os.close(fd)
+    return None
+
+
 def detach(node: str, device: LoopDevice) -> None:
     """Take the device away, if it is still that one, and its node. Nothing happens if that was done before.
 
-    Raises FailedPrecondition if somebody has it open.
+    Raises FailedPrecondition if somebody has it open; then it stays, also when that one lets go of it.
     """
-    if device.exists():
-        _make_node(node, device.number)
-        check_unused(node)
-        fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(node, device)
+    if fd is not None:
         try:
+            check_unused(node)
             fcntl.ioctl(fd, _LOOP_CLR_FD)
         finally:
             os.close(fd)
         deadline = time.monotonic() + _CLEAR_SECONDS
         while device.exists():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and stay(node, device):
                 raise FailedPrecondition(f"a program still has {node} open", f"find it with: fuser -v {node}")
             time.sleep(0.005)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(node)
+
+
+def stay(node: str, device: LoopDevice) -> bool:
+    """Have the kernel keep the device, which LOOP_CLR_FD told it to take away with its last user. Whether it is there."""
+    with contextlib.suppress(OSError):  # it goes at this moment, or its FUSE server is dead: nobody needs it any more
+        fd = _open(node, device)
+        if fd is not None:
+            try:
+                info = bytearray(_INFO_BYTES)
+                fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
+                (flags,) = struct.unpack_from("<I", info, _INFO_FLAGS)
+                struct.pack_into("<I", info, _INFO_FLAGS, flags & ~_LO_FLAGS_AUTOCLEAR)
+                fcntl.ioctl(fd, _LOOP_SET_STATUS64, info)
+            finally:
+                os.close(fd)
+    return device.exists()
 
 
 def on_file(file: str) -> list[LoopDevice]:
@@ -189,9 +237,8 @@ def abandon(node: str, device: LoopDevice) -> bool:
 
     For the device of an engine that is gone: there is nothing behind it any more. Whether it is gone at once.
     """
-    if device.exists():
-        _make_node(node, device.number)
-        fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(node, device)
+    if fd is not None:
         try:
             fcntl.ioctl(fd, _LOOP_CLR_FD)
         finally:
