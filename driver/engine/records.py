@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeVar
 from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.ids import new_id
 from driver.host import files
+from driver.host.log import say
 
 STATE_FORMAT: Final = 1
 _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
@@ -129,13 +130,17 @@ class Folder:
             yield _load(VolumeRecord, content, folder)
 
     def sessions(self) -> Iterator[SessionRecord]:
+        """Every session; one whose record is damaged is said and left out: no volume and no other session depends on it."""
         for folder in sorted((self.path / "sessions").iterdir()):
             try:
-                content = files.read_json(folder / "session.json")
+                record = _load(SessionRecord, files.read_json(folder / "session.json"), folder)
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            yield _load(SessionRecord, content, folder)
+            except DataCorrupt as error:
+                say("engine", f"a session is left out: {error}; its snapshot is what its repository says of it")
+                continue
+            yield record
 
     def remove_volume(self, volume_id: str) -> None:
         """Remove record, then data. Nothing happens if it is gone."""

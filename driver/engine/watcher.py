@@ -140,10 +140,13 @@ class Watcher:
             os.close(memory)
 
     def _release_for_good(self, volume_id: str, session: str, record: SessionRecord | None) -> None:
-        """Give back the memory of a session that ended just before this service was started. The whole of a thread."""
+        """Give back the memory of a session that ended just before this service was started, or of which there is no record
+        any more. The whole of a thread."""
         wait = 0.1
         while True:
             try:
+                with contextlib.suppress(NotFound):
+                    self._transfer.cancel(session)
                 self._release_and_close(volume_id, session, is_base=record is not None and self._note_base(record))
                 return
             except (StillframeError, OSError) as error:
