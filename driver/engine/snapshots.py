@@ -152,16 +152,20 @@ class Snapshots:
 
     def resume_restores(self) -> None:
         """After a restart of this service: follow the restores that still run; what others had made is removed."""
-        for record in self._volumes.all():
-            if record.state != "restoring" or (record.source_volume and self._sessions.is_clone(record.id)):
-                continue
-            try:
-                self._transfer.status(record.restore_job or "")
-            except StillframeError:
-                self._volumes.forget(record)
-                continue
-            name = record.name
-            self._jobs.follow(record.restore_job or "", lambda error, name=name: self._restored(name, error))  # type: ignore[misc]
+        for name in [record.name for record in self._volumes.all() if record.state == "restoring"]:
+            with self._volumes.locked(name), contextlib.suppress(NotFound):
+                self._resume(self._volumes.record(name))
+
+    def _resume(self, record: VolumeRecord) -> None:
+        """Under the volume's lock: a clone that ends at this moment is available before its session is forgotten."""
+        if record.state != "restoring" or (record.source_volume and self._sessions.is_clone(record.id)):
+            return
+        try:
+            self._transfer.status(record.restore_job or "")
+        except StillframeError:
+            self._volumes.forget(record)
+        else:
+            self._jobs.follow(record.restore_job or "", lambda error: self._restored(record.name, error))
 
     def delete(self, snapshot: str, repository: str) -> None:
         """Delete a snapshot; one in the making is ended first, for good. Raises NotFound."""

@@ -29,7 +29,7 @@ from driver.core.errors import (
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.jobs import Jobs
 from driver.engine.meter import Meter, failure_of
-from driver.engine.records import Folder, SessionRecord
+from driver.engine.records import Folder, SessionRecord, VolumeRecord
 from driver.engine.settings import Settings
 from driver.engine.shares import Shares
 from driver.engine.table import RUNNING, Table, packs_role, session_of_role, sweep_key
@@ -131,6 +131,8 @@ class Watcher:
         for record in self._table.all():
             if record.state in RUNNING and record.id not in alive:
                 self._thread(self._settle, record)
+            elif record.state not in RUNNING and record.target is not None:
+                self._thread(self._finish_clone, record)
 
     def _session_in_memory(self, volume: str) -> str | None:
         (memory,) = self._keeper.take(volume, ["memory"])
@@ -316,24 +318,47 @@ class Watcher:
         finally:
             os.close(packs)
 
+    def _finish_clone(self, session: str) -> None:
+        """Do what the end of a clone still asks for, which was noted just before this service was started. The whole of a
+        thread."""
+        wait = 0.1
+        record = self._table.record(session)
+        while record is not None:
+            try:
+                self._clone_ended(record)
+                return
+            except (StillframeError, OSError) as error:
+                say("engine", f"session {record.name}: {error}; trying again")
+                time.sleep(wait)
+                wait = min(2 * wait, _AGAIN_SECONDS_MAX)
+
     def _drop_clone(self, record: SessionRecord, error: dict[str, Any]) -> None:
         """Take away what a failed clone made, once its job says why. Its record goes last."""
-        with contextlib.suppress(NotFound):
-            target = self._volumes.by_id(record.target or "")
+
+        def drop(target: VolumeRecord) -> None:
             self._jobs.note_failure(target.restore_job or "", error)
-            with self._volumes.locked(target.name):
-                self._volumes.forget(target)
+            self._volumes.forget(target)
+
+        self._with_target(record, drop)
         self._table.forget(record)
 
     def _clone_ended(self, record: SessionRecord) -> None:
+        """The clone is available, or gone. May be done again. Raises OSError, StillframeError."""
         if record.state != "committed":
             say("engine", f"clone of {record.volume_name}: {record.error}")
             self._drop_clone(record, record.error or {})
             return
-        target = self._volumes.by_id(record.target or "")
-        with self._volumes.locked(target.name):
-            self._volumes.save(target.changed(state="available", restore_job=None))
+        self._with_target(record, lambda target: self._volumes.save(target.changed(state="available", restore_job=None)))
         self._table.forget(record)
+
+    def _with_target(self, record: SessionRecord, do: Callable[[VolumeRecord], object]) -> None:
+        """Do something with the volume that a clone is made into, unless it is available already, or gone."""
+        with contextlib.suppress(NotFound):
+            name = self._volumes.by_id(record.target or "").name
+            with self._volumes.locked(name):
+                target = self._volumes.by_id(record.target or "")
+                if target.state == "restoring":
+                    do(target)
 
     def _end(self, record: SessionRecord, outcome: dict[str, Any]) -> None:
         """Stop what works for the session, note how it ended, give its memory back, and tell. May be done again.

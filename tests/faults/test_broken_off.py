@@ -1,0 +1,50 @@
+"""A process dies between two steps that belong together: its successor, or the next call, does the second."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from driver.core.errors import NotFound
+from driver.core.sizes import MIB
+from tests.apiserver import wait_until
+from tests.engines import Engine, run
+from tests.faults.stops import engine_that_stops
+from tests.oracle import read_device
+
+SIZE = 32 * MIB
+
+
+def is_restoring(made: Engine, volume: str) -> bool:
+    return bool(made.call("volume.show", name=volume)["state"] == "restoring")
+
+
+@pytest.mark.parametrize("at", ["call watcher.py _clone_ended", "call table.py forget"])
+def test_a_clone_whose_end_was_noted_is_available(at: str) -> None:
+    with engine_that_stops(at) as (made, stopped):
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        content = read_device(device, SIZE)
+        made.call("volume.clone", source="v", name="copy")
+        os.kill(stopped(), signal.SIGKILL)
+        made.wait_ready()
+        wait_until(lambda: not is_restoring(made, "copy"))
+        assert read_device(made.call("volume.attach", name="copy")["device"], SIZE) == content
+        wait_until(lambda: not list((made.state / "sessions").iterdir()))
+        made.call("snapshot.create", volume="v", name="s")
+        assert made.wait_snapshot("s")["state"] == "committed"
+
+
+def test_a_clone_whose_failure_was_noted_is_gone() -> None:
+    with engine_that_stops("call watcher.py _clone_ended", "--upload-rate", "16Mi") as (made, stopped):
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        made.call("volume.clone", source="v", name="copy")
+        os.truncate(made.state / "volumes" / made.call("volume.show", name="v")["id"] / "disk", MIB)
+        os.kill(stopped(), signal.SIGKILL)
+        made.wait_ready()
+        with pytest.raises(NotFound):
+            wait_until(lambda: not is_restoring(made, "copy"))
+        wait_until(lambda: not list((made.state / "sessions").iterdir()))
