@@ -93,9 +93,10 @@ class Service:
         self._ready.wait()
         deadline = time.monotonic() + grace_seconds
         for record in self.volumes.all():
-            while self.volumes.is_attached(record):
+            while self.volumes.is_held(record):
                 try:
                     self.volumes.detach(record.name)
+                    break
                 except StillframeError as error:
                     if time.monotonic() > deadline:
                         say("engine", f"stopping although volume {record.name} is in use: {error}")

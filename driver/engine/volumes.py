@@ -252,6 +252,10 @@ class Volumes:
             return None
         return device if device.exists() else None
 
+    def is_held(self, record: VolumeRecord) -> bool:
+        """Whether the keeper has anything of it: it is attached, in a session, or something was broken off."""
+        return record.id in self._held
+
     def _stays_attached(self, record: VolumeRecord) -> bool:
         """Whether it is attached, also when its user lets go of it: a detach that was broken off is undone."""
         device = self._device(record) if record.id in self._held else None
@@ -430,7 +434,8 @@ class Volumes:
         self.close(record)
 
     def detach(self, name: str) -> VolumeRecord:
-        """Take the block device away. Raises FailedPrecondition while it is mounted or open."""
+        """Take away the block device, and what an attach left that was broken off. Raises FailedPrecondition while it is
+        mounted or open."""
         with self.locked(name):
             record = self.record(name)
             if self._is_served(record):
@@ -485,6 +490,8 @@ class Volumes:
                 )
             if record.state != "available":
                 raise FailedPrecondition(f"volume {name!r} is being restored", "wait until that has ended")
+            if self._is_served(record):
+                self._unserve(record)
             self.forget(record)
 
     def capacity(self) -> dict[str, Any]:

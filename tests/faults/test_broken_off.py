@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 
 import pytest
 
-from driver.core.errors import NotFound
+from driver.core.errors import NotFound, StillframeError
 from driver.core.sizes import MIB
+from driver.host.loop import LoopDevice, on_file
 from tests.apiserver import wait_until
 from tests.engines import Engine, run
 from tests.faults.stops import engine_that_stops
 from tests.oracle import read_device
 
 SIZE = 32 * MIB
+
+
+def devices(made: Engine) -> list[LoopDevice]:
+    """The loop devices on the engine's volumes, noted or not."""
+    folder = f"{made.state}/run/disks"
+    return [device for file in os.listdir(folder) for device in on_file(f"{folder}/{file}")]
+
+
+@pytest.mark.parametrize("call", ["volume.detach", "volume.delete", "stop"])
+def test_an_attach_that_was_broken_off_leaves_nothing(call: str) -> None:
+    """The device is made, and nobody lived to note it."""
+    with engine_that_stops("return loop.py attach") as (made, stopped):
+        made.call("volume.create", name="v", size_bytes=SIZE)
+
+        def attach() -> None:
+            with contextlib.suppress(StillframeError, OSError):
+                made.call("volume.attach", name="v")
+
+        attaching = threading.Thread(target=attach)
+        attaching.start()
+        stopped()
+        (left,) = devices(made)
+        os.kill(made.call("engine.info")["pid"], signal.SIGKILL)  # the keeper kills the helper that made the device
+        attaching.join()
+        made.wait_ready()
+        assert left.exists() and made.call("volume.show", name="v")["attached"] is False
+        if call == "stop":
+            made.stop()
+        else:
+            made.call(call, name="v")
+        assert not left.exists()
+        assert os.listdir(made.state / "run/disks") == []
 
 
 def is_restoring(made: Engine, volume: str) -> bool:
