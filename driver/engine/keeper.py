@@ -444,8 +444,7 @@ class Keeper:
         say("keeper", f"volume {failed.volume}: {failed.key} died too often and is not started again")
         if failed.name == "serve":
             say("keeper", f"volume {failed.volume}: its device is dead until it is detached and attached again")
-            for key in self._kept.keys(failed.volume, "serve"):
-                self._kill(self._kept.remove(failed.volume, key))
+            self._kill(self._kept.give_up(failed.volume, "serve"))
             fuse = self._fds.get(failed.volume, {}).pop("fuse", None)
             if fuse is not None:
                 os.close(fuse)

@@ -48,9 +48,12 @@ class Kept:
             del self._processes[process.volume, process.key]
         return gone
 
-    def keys(self, volume: str, name: str) -> list[str]:
-        """The keys of the volume's processes of that name."""
-        return [p.key for p in self._processes.values() if (p.volume, p.name) == (volume, name)]
+    def give_up(self, volume: str, name: str) -> list[Process]:
+        """Start the volume's processes of that name no more; those that run are the caller's to kill."""
+        given_up = [p for p in self._processes.values() if (p.volume, p.name) == (volume, name)]
+        for process in given_up:
+            process.finished = process.given_up = True
+        return given_up
 
     def all(self) -> list[Process]:
         return list(self._processes.values())
@@ -61,7 +64,7 @@ class Kept:
         if process is None:
             return None
         process.pid = 0
-        if code == 0:
+        if code == 0 or process.given_up:
             process.finished = True
             return None
         process.deaths_in_all += 1

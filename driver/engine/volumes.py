@@ -138,7 +138,7 @@ class Volumes:
         if held < record.size_bytes:
             text = f"its file has {format_size(held)} of {format_size(record.size_bytes)}: restore it from a snapshot"
             found.append({"kind": "data_loss", "reason": "BackingFileTruncated", "message": text})
-        if attached and any(process["given_up"] for process in self._keeper.show_all(record.id)):
+        if attached and any(process["given_up"] for process in self._serving(record)):
             text = "its process died again and again, so that its device is dead: detach it and attach it again"
             found.append({"kind": "inaccessible", "reason": "DeviceDead", "message": text})
         return found
@@ -267,7 +267,11 @@ class Volumes:
         """Whether there is anything of its device, be it what an attach or a detach left that was broken off."""
         if record.id not in self._held:
             return False
-        return os.path.exists(self._device_record(record)) or "fuse" in self._keeper.roles(record.id)
+        return "fuse" in self._keeper.roles(record.id) or bool(self._serving(record))
+
+    def _serving(self, record: VolumeRecord) -> list[dict[str, Any]]:
+        """The kept processes that serve its device, also those that were given up."""
+        return [process for process in self._keeper.show_all(record.id) if process["key"].startswith(_SERVE)]
 
     def open(self, record: VolumeRecord) -> None:
         """Have the keeper hold the volume's memory and files, if it does not. Nothing on disk claims to know what changed
@@ -427,9 +431,8 @@ class Volumes:
         self._keeper.run(
             "detach", [], file=self._file(record), node=self._node(record), record=self._device_record(record)
         )
-        for process in self._keeper.show_all(record.id):
-            if process["key"].startswith(_SERVE):
-                self._keeper.unkeep(record.id, process["key"])
+        for process in self._serving(record):
+            self._keeper.unkeep(record.id, process["key"])
         self._keeper.drop(record.id, ["fuse"])
         self.close(record)
 

@@ -21,6 +21,9 @@ SIZE = 64 * MIB
 
 
 def kill(pid: int) -> None:
+    """Nothing happens to a process that does not run at this moment: its id is 0."""
+    if not pid:
+        return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
@@ -99,16 +102,34 @@ def test_a_volume_process_that_cannot_live_kills_its_volume_and_no_other() -> No
     with engine() as made:
         device = made.volume("v", SIZE)
         other = made.volume("other", SIZE)
-        for _ in range(5):
-            with contextlib.suppress(KeyError):
-                kill(made.processes("v")["serve-0"])
-            time.sleep(0.3)
+        assert conditions(made, "v") == []
+        kill_for_good(made, "v", "serve-0")
         with pytest.raises(OSError, match="Input/output"):
             read_device(device, SIZE)
         assert len(read_device(other, SIZE)) == SIZE
+        assert (conditions(made, "v"), conditions(made, "other")) == (["DeviceDead"], [])
+        os.kill(made.call("engine.info")["pid"], signal.SIGKILL)
+        made.wait_ready()
+        assert conditions(made, "v") == ["DeviceDead"]
         made.call("volume.detach", name="v")
         device = made.call("volume.attach", name="v")["device"]
         assert len(read_device(device, SIZE)) == SIZE
+        assert conditions(made, "v") == []
+
+
+def conditions(made: Engine, volume: str) -> list[str]:
+    return [condition["reason"] for condition in made.call("volume.show", name=volume)["conditions"]]
+
+
+def kill_for_good(made: Engine, volume: str, key: str) -> None:
+    """Kill a process whenever it was started again, until it is not."""
+
+    def kill_again() -> bool:
+        kill(made.processes(volume)[key])
+        held = made.call("engine.info")["processes"]["volumes"][made.call("volume.show", name=volume)["id"]]
+        return any(process["key"] == key and process["given_up"] for process in held["processes"])
+
+    wait_until(kill_again)
 
 
 def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
@@ -119,10 +140,7 @@ def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
         content = read_device(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         with contextlib.suppress(OSError), LoggedWriter(device, SIZE, seed=3):
-            for _ in range(5):
-                with contextlib.suppress(KeyError):
-                    kill(made.processes("v")["serve-0"])
-                time.sleep(0.3)
+            kill_for_good(made, "v", "serve-0")
         with pytest.raises(OSError, match="Input/output"):
             read_device(device, SIZE)
         assert made.wait_snapshot("s")["state"] == "committed"
