@@ -52,7 +52,6 @@ _CANNOT_START_SECONDS: Final = 2.0
 _HELPERS_SECONDS: Final = 10.0
 _ENDING_POLL_SECONDS: Final = 0.01
 _ENDING_SECONDS: Final = 5.0
-_STOP: Final = {"event": "stop"}
 SOCKET: Final = "keeper.sock"
 """Under `run`, where a new keeper asks to take over."""
 
@@ -99,6 +98,7 @@ class Keeper:
         self._transfer_pid = 0
         self._transfer_due = 0.0
         self._is_to_stop = False  # somebody has asked for it
+        self._told_to_stop: socket.socket | None = None  # to which service that was passed on
         self._stopping = False
         self._successors: socket.socket | None = None
         self.is_handed_over = False
@@ -112,9 +112,13 @@ class Keeper:
     def _on_signal(self, number: int, frame: object) -> None:
         if number != signal.SIGCHLD:
             self._is_to_stop = True
-            if self._service is not None:
-                with contextlib.suppress(OSError):  # it is dead: the next one is told
-                    messages.send(self._service, _STOP)
+
+    def _tell_to_stop(self) -> None:
+        """Have the service, whichever runs, bring the engine to its end. Each is told once."""
+        if self._is_to_stop and self._service is not None and self._told_to_stop is not self._service:
+            self._told_to_stop = self._service
+            with contextlib.suppress(OSError):  # it is dead, and the next one is told
+                messages.send(self._service, {"event": "stop"})
 
     def start_kept(self) -> None:
         """Start the processes of volumes that were taken over."""
@@ -128,6 +132,7 @@ class Keeper:
             self._transfer_due = time.monotonic()
         while not self._stopping:
             waits = not self._start_due()
+            self._tell_to_stop()
             for key, _ in self._selector.select(_AGAIN_SECONDS if waits else None):
                 self._on_readable(key)
             self._reap()
@@ -467,8 +472,6 @@ class Keeper:
         self._service_earliest = time.monotonic() + _AGAIN_SECONDS
         self._service = ours
         self._selector.register(ours, selectors.EVENT_READ)
-        if self._is_to_stop:
-            messages.send(ours, _STOP)
 
     def _start_transfer(self) -> None:
         self._transfer_pid = spawn_module("driver.transfer.supervisor", ["--state", self._state], [])

@@ -106,6 +106,27 @@ def test_with_a_device_in_use_it_serves_until_that_is_free() -> None:
         made.process = None
 
 
+def test_a_stop_is_not_lost_with_the_service_that_dies_just_then() -> None:
+    """The keeper finds both signals at once: the service's death is not yet seen by its socket."""
+    with engine("--grace", "600") as made:
+        device = made.volume("v", SIZE)
+        run("mkfs.ext4", "-q", device)
+        process = made.process
+        assert process is not None
+        service = Path(f"/proc/{made.call('engine.info')['pid']}")
+        with mounted(device) as folder:
+            process.send_signal(signal.SIGSTOP)
+            os.kill(int(service.name), signal.SIGKILL)
+            wait_until(lambda: "State:\tZ" in (service / "status").read_text())
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
+            made.wait_ready()
+            (folder / "file").write_text("still served")
+            os.sync()
+        assert process.wait(30) == 0
+        made.process = None
+
+
 def test_when_the_grace_is_over_it_stops_all_the_same() -> None:
     with engine("--grace", "1") as made:
         device = made.volume("v", SIZE)
