@@ -46,6 +46,8 @@ class KeeperClient:
                 waiting = self._waiting.pop(message["id"], None)
             if waiting is not None:
                 waiting.set_result((message, fds))
+            else:
+                messages.close_all(fds)
 
     def _fail_all(self) -> None:
         with self._sending:
@@ -66,10 +68,14 @@ class KeeperClient:
         try:
             message, received = answer.result(_CALL_SECONDS)
         except TimeoutError:
-            raise EngineUnavailable(
-                f"the keeper has not done {call} {fields.get('helper', '')} within {_CALL_SECONDS:.0f} s",
-                "a process of the volume may wait for the disk (state D in ps, dmesg)",
-            ) from None
+            with self._sending:
+                is_late = self._waiting.pop(number, None) is not None
+            if is_late:
+                raise EngineUnavailable(
+                    f"the keeper has not done {call} {fields.get('helper', '')} within {_CALL_SECONDS:.0f} s",
+                    "a process of the volume may wait for the disk (state D in ps, dmesg)",
+                ) from None
+            message, received = answer.result()  # it comes at this moment
         if "error" in message:
             raise StillframeError.from_message(message["error"])
         return message["result"], received
