@@ -91,9 +91,11 @@ class Table:
         meter = self.known_meter(record)
         if meter is None:
             memory, packs = self._keeper.take(record.volume_id, ["memory", packs_role(record.id)])
-            meter = Meter(memory, packs)
+            made = Meter(memory, packs)
             with self._lock:
-                self._meters[record.id] = meter
+                meter = self._meters.setdefault(record.id, made)
+            if meter is not made:  # another thread was first
+                made.close()
         return meter
 
     def drop_meter(self, record: SessionRecord) -> None:

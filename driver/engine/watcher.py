@@ -279,9 +279,15 @@ class Watcher:
 
     def _start_sender(self, record: SessionRecord) -> None:
         (packs,) = self._keeper.take(record.volume_id, [packs_role(record.id)])
-        if record.target is not None:
-            self._start_copy(record, packs)
-            return
+        try:
+            if record.target is not None:
+                self._start_copy(record, packs)
+            else:
+                self._start_upload(record, packs)
+        finally:
+            os.close(packs)
+
+    def _start_upload(self, record: SessionRecord, packs: int) -> None:
         folder = self._folder.session_folder(record.id)
         spool = os.open(folder / "spool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -303,20 +309,16 @@ class Watcher:
                 [packs, spool],
             )  # fmt: skip
         finally:
-            os.close(packs)
             os.close(spool)
 
     def _start_copy(self, record: SessionRecord, packs: int) -> None:
         """What stands in a sender's place for a clone."""
+        target = self._volumes.by_id(record.target or "")
+        backing = disks.open_direct(self._volumes.disk(target), record.logical_block_size)
         try:
-            target = self._volumes.by_id(record.target or "")
-            backing = disks.open_direct(self._volumes.disk(target), record.logical_block_size)
-            try:
-                self._transfer.start(record.id, "clone", {"size_bytes": record.size_bytes}, [packs, backing])
-            finally:
-                os.close(backing)
+            self._transfer.start(record.id, "clone", {"size_bytes": record.size_bytes}, [packs, backing])
         finally:
-            os.close(packs)
+            os.close(backing)
 
     def _finish_clone(self, session: str) -> None:
         """Do what the end of a clone still asks for, which was noted just before this service was started. The whole of a

@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from pathlib import Path
 import pytest
 
 from driver.core.errors import OutOfSpace
+from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
+from tests.apiserver import wait_until
 from tests.cli.test_commands import stillframe
-from tests.engines import Engine, mounted, run
+from tests.engines import Engine, engine, mounted, run
 from tests.oracle import read_device
 from tests.power.logdisk import LogDisk, logdisk
 
@@ -224,4 +227,33 @@ def test_a_state_folder_without_room_refuses_a_snapshot_before_its_cut(folder: P
         write(device, 0, b"y" * 4096)
         (host / "ballast").unlink()
         made.call("snapshot.create", volume="v", name="s")
+        assert made.wait_snapshot("s")["state"] == "committed"
+
+
+def descriptors(pid: int, name: str) -> int:
+    """How many descriptors of a process are of a file that is named so."""
+    found = 0
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed at this moment
+            found += name in os.readlink(fd)
+    return found
+
+
+def test_a_sender_that_cannot_be_started_costs_no_descriptors() -> None:
+    """The file of index entries cannot be opened for a while; the snapshot is committed when it can."""
+    with engine("--upload-rate", "8Mi") as made:
+        fill(made.volume("v", SIZE))
+        made.call("snapshot.create", volume="v", name="s")
+        spool = made.state / "sessions" / snapshot_id("s") / "spool"
+        wait_until(lambda: made.call("snapshot.show", snapshot="s")["uploaded_bytes"])
+        away = spool.rename(spool.with_name("away"))
+        spool.mkdir()
+        seen = made.call("engine.info")
+        os.kill(seen["processes"]["transfer"], signal.SIGKILL)
+        wait_until(lambda: made.log.read_text().count("Is a directory") == 1)
+        before = descriptors(seen["pid"], "stillframe-packs")
+        wait_until(lambda: made.log.read_text().count("Is a directory") == 4)
+        assert descriptors(seen["pid"], "stillframe-packs") == before
+        spool.rmdir()
+        away.rename(spool)
         assert made.wait_snapshot("s")["state"] == "committed"
