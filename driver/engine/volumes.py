@@ -213,7 +213,7 @@ class Volumes:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 **{"lineage": volume_id, **source},
             )  # fmt: skip
-            self._folder.volume_folder(volume_id).mkdir(mode=0o700)
+            files.make_folder(self._folder.volume_folder(volume_id))
             try:
                 disks.create(self.disk(record), size_bytes, thick=provisioning == "thick")
                 os.close(disks.open_direct(self.disk(record), logical_block_size))
