@@ -285,6 +285,14 @@ class Sessions:
             threading.Timer(1.0, self._undo, [record]).start()
         else:
             self._table.forget(record)
+            self._let_go(record.volume_id)
+
+    def _let_go(self, volume_id: str) -> None:
+        """A volume that is not attached was opened for the session alone."""
+        try:
+            self._watcher.close(volume_id)
+        except (StillframeError, OSError) as error:
+            say("engine", f"volume {volume_id} stays open until it is used again: {error}")
 
     def abort(self, session: str) -> None:
         """End a running session for good, and wait until it has ended. Nothing happens to one that has."""

@@ -383,7 +383,7 @@ class Watcher:
         files.remove(self._folder.session_folder(record.id) / "spool")
         files.remove(self._statistics(record))
         self._volumes.end_session(record.volume_id, record.id)
-        self._close(record.volume_id)
+        self.close(record.volume_id)
         if not is_noted and record.target is None:  # what a clone has taken of a full disk goes with it
             self._folder.save_session(record)
         if record.target is not None:
@@ -413,7 +413,7 @@ class Watcher:
         with contextlib.suppress(NotFound):
             self._transfer.cancel(record.id)
 
-    def _close(self, volume_id: str) -> None:
+    def close(self, volume_id: str) -> None:
         """Have the keeper let go of the volume, if nothing else needs it."""
         with contextlib.suppress(NotFound):
             of = self._volumes.by_id(volume_id)

@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from driver.core import messages
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError
 from driver.core.sizes import GIB, MIB
 from driver.host import disks
@@ -89,6 +91,20 @@ def test_a_group_is_made_whole_or_not_at_all(one: Engine) -> None:
         one.call("snapshot.create_group", group="g", volumes=["b", "a"])
     assert [item["name"] for item in one.call("snapshot.list")["snapshots"]] == ["busy"]
     one.call("snapshot.create", volume="b", name="alone")
+
+
+def test_a_group_that_comes_to_nothing_lets_go_of_its_volumes(one: Engine) -> None:
+    """A file system that cannot be held still is found out when the volumes were opened for the cut."""
+    for name in ("a", "b"):
+        one.volume(name, SIZE)
+        one.call("volume.detach", name=name)
+    call = {"call": "snapshot.create_group", "args": {"group": "g", "volumes": ["a", "b"]}}
+    with socket.socket(socket.AF_UNIX) as connection, open("/proc/self/stat") as cannot:
+        connection.connect(str(one.state / "run/engine.sock"))
+        with pytest.raises(StillframeError):
+            messages.call(connection, call, [cannot.fileno()])
+    assert one.call("engine.info")["processes"]["volumes"] == {}
+    assert one.call("snapshot.create_group", group="g", volumes=["a", "b"])["snapshots"]
 
 
 def wait_available(made: Engine, volume: str) -> None:
