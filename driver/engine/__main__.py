@@ -82,12 +82,17 @@ def transfer_group(state: str, limit_bytes: int) -> MemoryGroup | None:
 
 
 def take(keeper: Keeper, peer: socket.socket) -> None:
-    """Serve the volumes from the moment on at which the other keeper's processes are dead."""
+    """Serve the volumes from the moment on at which the other keeper's processes are dead. Raises StillframeError if that
+    one goes on instead."""
     with peer:
-        handover.tell(peer, "ready")
-        handover.expect(peer, "dead")
-        keeper.start_kept()
-        handover.tell(peer, "taken")
+        try:
+            handover.tell(peer, "ready")
+            handover.expect(peer, "dead")
+            keeper.start_kept()
+            handover.tell(peer, "taken")
+        except handover.PeerDied as error:
+            say("keeper", f"going on with what was handed over: {error}")
+            keeper.start_kept()
 
 
 def main() -> NoReturn:

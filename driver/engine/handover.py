@@ -7,9 +7,9 @@
                                      ◄──   dead
     (forks its own)  taken           ──►   ends
 
-Until `taken` the old keeper can go on: it starts its processes again when the new one closes the connection. What was in
-hand when a volume's process died is in its request slots, as after any death (docs/datapath.md). Two processes of two
-keepers never serve one slot: its lock is held for life.
+Until `taken` the old keeper can go on: it starts its processes again when the new one closes the connection. If it dies
+itself after `ready`, the new one goes on with what it has. What was in hand when a volume's process died is in its request
+slots, as after any death (docs/datapath.md). Two processes of two keepers never serve one slot: its lock is held for life.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ _SECONDS: Final = 60.0
 _FIRST_SECONDS: Final = 2.0
 """A keeper waits no longer for the first word of a peer: it starts nothing again meanwhile."""
 _FIELDS: Final = ("volume", "key", "name", "argument", "finished", "given_up", "deaths_in_all")
+
+
+class PeerDied(EngineUnavailable):
+    """The other side is gone without a word: a keeper that goes on says so before it closes the connection."""
 
 
 @dataclass(slots=True)
@@ -86,12 +90,16 @@ def receive(peer: socket.socket) -> Holdings:
 
 
 def tell(peer: socket.socket, word: str) -> None:
-    """Raises EngineUnavailable if the other side is gone."""
-    _send(peer, {"call": word})
+    """Raises what the other side said why it does not listen any more, PeerDied if it said nothing."""
+    try:
+        messages.send(peer, {"call": word})
+    except OSError:
+        expect(peer, word)  # of which it has nothing to say
 
 
 def expect(peer: socket.socket, word: str) -> None:
-    """Wait for that word. Raises EngineUnavailable if the other side is gone, FailedPrecondition for another word."""
+    """Wait for that word. Raises PeerDied, EngineUnavailable if the other side is silent, FailedPrecondition for another
+    word, and what it says instead."""
     message, fds = _receive(peer)
     messages.close_all(fds)
     if message.get("call") != word:
@@ -131,10 +139,12 @@ def _send(peer: socket.socket, message: Mapping[str, Any], fds: list[int] | None
 def _receive(peer: socket.socket) -> tuple[dict[str, Any], list[int]]:
     try:
         received = messages.receive(peer)
+    except ConnectionResetError as error:
+        raise PeerDied(f"the other engine is gone: {error}") from error
     except OSError as error:
-        raise EngineUnavailable(f"the other engine is gone: {error}") from error
+        raise EngineUnavailable(f"the other engine does not answer: {error}") from error
     if received is None:
-        raise EngineUnavailable("the other engine closed the connection")
+        raise PeerDied("the other engine closed the connection")
     if "error" in received[0]:
         messages.close_all(received[1])
         raise StillframeError.from_message(received[0]["error"])

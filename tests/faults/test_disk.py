@@ -250,9 +250,9 @@ def test_a_sender_that_cannot_be_started_costs_no_descriptors() -> None:
         spool.mkdir()
         seen = made.call("engine.info")
         os.kill(seen["processes"]["transfer"], signal.SIGKILL)
-        wait_until(lambda: made.log.read_text().count("Is a directory") == 1)
+        wait_until(lambda: made.log.read_text().count("Is a directory") >= 1)
         before = descriptors(seen["pid"], "stillframe-packs")
-        wait_until(lambda: made.log.read_text().count("Is a directory") == 4)
+        wait_until(lambda: made.log.read_text().count("Is a directory") >= 4)
         assert descriptors(seen["pid"], "stillframe-packs") == before
         spool.rmdir()
         away.rename(spool)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +19,9 @@ from driver.core import messages
 from driver.core.errors import Unsupported
 from driver.core.sizes import MIB
 from driver.engine import handover
+from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
+from tests.faults.stops import engine_that_stops
 from tests.oracle import LoggedWriter, read_device, state_in
 
 SIZE = 64 * MIB
@@ -132,6 +137,27 @@ def test_a_successor_that_dies_on_the_way_leaves_the_old_one_at_work(last: str) 
             assert writer.acknowledged > count
         wait_for(made)
         assert made.take_over() == 0  # and it can be taken over by a better one
+
+
+@pytest.mark.parametrize("at", ["call keeper.py _end_kept", "return keeper.py _end_kept"])
+def test_a_keeper_that_dies_on_the_way_leaves_its_volumes_to_its_successor(at: str) -> None:
+    with engine_that_stops(at, "--upload-rate", "16Mi") as (made, stopped):
+        device = made.volume("v", SIZE)
+        start = bytes(read_device(device, SIZE))
+        with LoggedWriter(device, SIZE, seed=11) as writer:
+            first = writer.acknowledged
+            made.call("snapshot.create", volume="v", name="s")
+            last = writer.begun
+            successor = threading.Thread(target=made.take_over)
+            successor.start()
+            os.kill(stopped(), signal.SIGKILL)
+            successor.join()
+            made.wait_ready()
+            count = writer.acknowledged
+            wait_until(lambda: writer.acknowledged > count)
+            assert made.wait_snapshot("s")["state"] == "committed"
+        assert state_in(read_device(made.restore("s", "restored"), SIZE), start, writer.log, first, last) is not None
+        made.call("volume.detach", name="v")
 
 
 def test_only_root_may_take_over(tmp_path: Path) -> None:
