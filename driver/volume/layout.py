@@ -105,7 +105,7 @@ class Word(enum.IntEnum):
     SWEEP_NANOSECONDS = 16  # monotonic; the sweeper's last sign of life
     FAILED_ERRNO = 17
     SESSION_BYTES = 18  # the volume's size at the cut; what lies beyond is not captured
-    SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first; 0 once it is cleared up after
+    SESSION_ID = 19  # two words: the UUID of the session that SESSION numbers, high half first; 0 once it is cleared up
     SPILL_READY = 21  # units of the spill file whose blocks are allocated
     MEMORY_TOP = 22  # slots in memory at and behind it are free and without pages; at least MEMORY_LIMIT
     PARENT_CHUNKS = 23  # of chunks before it, the session reads only those that the frozen dirty map names

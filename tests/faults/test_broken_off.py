@@ -52,6 +52,30 @@ def test_an_attach_that_was_broken_off_leaves_nothing(call: str) -> None:
         assert os.listdir(made.state / "run/disks") == []
 
 
+def test_a_growth_whose_record_was_saved_is_finished_by_the_next_snapshot() -> None:
+    """Its device has the old size until then; all that is in the snapshot is of one size."""
+    with engine_that_stops("call volumes.py _resize") as (made, stopped):
+        device = made.volume("v", SIZE)
+
+        def grow() -> None:
+            with contextlib.suppress(StillframeError, OSError):
+                made.call("volume.grow", name="v", size_bytes=2 * SIZE)
+
+        growing = threading.Thread(target=grow)
+        growing.start()
+        os.kill(stopped(), signal.SIGKILL)
+        growing.join()
+        made.wait_ready()
+        assert (device_bytes(device), made.call("volume.show", name="v")["size_bytes"]) == (SIZE, 2 * SIZE)
+        made.call("snapshot.create", volume="v", name="s")
+        shown = made.wait_snapshot("s")
+        assert (shown["state"], shown["size_bytes"], device_bytes(device)) == ("committed", 2 * SIZE, 2 * SIZE), shown
+
+
+def device_bytes(device: str) -> int:
+    return int(run("blockdev", "--getsize64", device))
+
+
 def is_restoring(made: Engine, volume: str) -> bool:
     return bool(made.call("volume.show", name=volume)["state"] == "restoring")
 
