@@ -24,7 +24,7 @@ Volumes = Mapping[str, Mapping[str, int]]
 
 
 def mount(volumes: Volumes, argument: Argument) -> dict[str, Any]:
-    """Mount the FUSE file of one volume at `file`, which the first `slots` request slots are going to serve. Nobody serves the
+    """Mount the FUSE file of one volume at `file`; the first `slots` request slots are going to serve it. Nobody serves the
     volume. Raises NotPermitted, Unsupported."""
     ((_, roles),) = volumes.items()
     session.set_slots(Shared(roles["memory"]), argument["slots"])
