@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import os
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from driver.fuse.protocol import (
     FALLOC_FL_KEEP_SIZE,
@@ -13,12 +15,17 @@ from driver.fuse.protocol import (
 )
 from driver.host.kernel import fallocate
 
+_READERS: Final = 4
+
 
 class Backing(Protocol):
     """What the block path needs of the file. Offsets and lengths are multiples of the logical block size."""
 
     def read(self, buffer: memoryview, offset: int) -> None:
         """Fill the page-aligned `buffer`. Raises OSError; EIO if the file ends before."""
+
+    def read_all(self, reads: Sequence[tuple[memoryview, int]]) -> None:
+        """Several reads, (buffer, offset), at once. Raises as `read`, when none of them is under way any more."""
 
     def write(self, buffer: memoryview, offset: int) -> None:
         """Write all of the page-aligned `buffer`. Raises OSError; part of it may have been written."""
@@ -38,11 +45,23 @@ class BackingFile:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._readers: concurrent.futures.Executor | None = None
 
     def read(self, buffer: memoryview, offset: int) -> None:
         count = os.preadv(self.fd, [buffer], offset)
         if count != len(buffer):
             self._read_rest(buffer, offset, count)
+
+    def read_all(self, reads: Sequence[tuple[memoryview, int]]) -> None:
+        if len(reads) == 1:
+            self.read(*reads[0])
+            return
+        if self._readers is None:
+            self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+        under_way = [self._readers.submit(self.read, *each) for each in reads]
+        concurrent.futures.wait(under_way)
+        for future in under_way:
+            future.result()
 
     def _read_rest(self, buffer: memoryview, offset: int, count: int) -> None:
         while count < len(buffer):

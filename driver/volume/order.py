@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Set
 from typing import Final
 
 from driver.core.sizes import CHUNKS_PER_REGION
@@ -33,8 +34,14 @@ class Order:
         self._slot = 0
         self._counted: list[int] = []
 
-    def captured(self) -> int | None:
-        """The pending chunk that was captured first, roughly; None if none was."""
+    def next(self, taken: Set[int] = frozenset()) -> int | None:
+        """The pending chunk to seal next, but none that is `taken` already. None if there is none, or if the next one is not
+        known before those are sealed."""
+        chunk = self.captured(taken)
+        return self.by_position(taken) if chunk is None else chunk
+
+    def captured(self, taken: Set[int] = frozenset()) -> int | None:
+        """The pending chunk that was captured first, roughly, and is not `taken`; None if none was."""
         shared = self._shared
         used = (shared.words[Word.USED], shared.words[Word.SPILL_USED])
         for first, end in itertools.compress(spans(shared), used):
@@ -43,7 +50,7 @@ class Order:
                 while (found := shared.map.find(_PUBLISHED, OWNERS_AT + start, OWNERS_AT + stop)) >= 0:
                     start = found - OWNERS_AT + 1
                     chunk = shared.notes[(start - 1) * 4]
-                    if self._is_captured(chunk):
+                    if self._is_captured(chunk) and chunk not in taken:
                         self._slot = start
                         return chunk
         return None
@@ -63,8 +70,9 @@ class Order:
     def _is_captured(self, chunk: int) -> bool:
         return chunk < self._chunks and not self._shared.is_sealed(chunk) and self._shared.chunks[chunk] != 0
 
-    def by_position(self) -> int | None:
-        """The first chunk that is to be sealed; None if all are sealed. Finished regions are released on the way."""
+    def by_position(self, taken: Set[int] = frozenset()) -> int | None:
+        """The first chunk that is to be sealed and not `taken`; None if all are sealed, or taken to the end of the region.
+        Finished regions are released on the way."""
         shared = self._shared
         while self._cursor < self._chunks:
             region = self._cursor // CHUNKS_PER_REGION
@@ -74,11 +82,14 @@ class Order:
                 continue
             chunks = shared.chunks
             chunk = changes.next_pending(shared, self._cursor, end)
-            while chunk < end and chunks[chunk] == SEALED:
+            while chunk < end and (chunks[chunk] == SEALED or chunk in taken):
                 chunk = changes.next_pending(shared, chunk + 1, end)
-            self._cursor = chunk
+            if not taken:
+                self._cursor = chunk
             if chunk < end:
                 return chunk
+            if taken:
+                return None
             self._release_region(region)
         return None
 

@@ -1,9 +1,10 @@
 """The sweeper: visits the chunks that a session's parent lacks, fixes their bytes as of the cut, hands them to the sender.
 
-A chunk is read without a lock, in slices of at most 128 KiB, into its final place in a pack buffer; then, under its lock,
-what was captured of it is laid over, its directory entry is stored, its word becomes SEALED. What the read raced with was
-captured first, so the overlay repairs it. A hole is decided under the locks of its chunks: untouched ones still hold what
-they held at the cut. One thread, one process a session; a successor goes on where it died.
+A chunk is read without a lock, in slices of at most 128 KiB of which up to four are read at once, into its final place in a
+pack buffer; then, under its lock, what was captured of it is laid over, its directory entry is stored, its word becomes
+SEALED. What the read raced with was captured first, so the overlay repairs it. A hole is decided under the locks of its
+chunks: untouched ones still hold what they held at the cut. One process a session, one thread but for the reads; a successor
+goes on where it died.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Iterator, Sequence, Set
 from typing import Final, NoReturn
 
 from driver.core.sizes import (
@@ -43,7 +45,7 @@ from driver.volume.layout import (
     Word,
 )
 from driver.volume.order import Order
-from driver.volume.pace import Pace
+from driver.volume.pace import SLICES_MAX, Pace
 from driver.volume.preimages import Locks, Preimage, Slots, chain, recover_sealed
 
 SLICE_CHUNKS: Final = 2
@@ -94,23 +96,44 @@ class Sweeper:
             self._hand_over_if_full()
 
     def step(self) -> int | None:
-        """Seal the next slice, or the next hole; how many bytes were read. None when every chunk is sealed."""
+        """Seal the next slices, or the next hole; how many bytes were read. None when every chunk is sealed."""
         self._check()
         if self._pace.buffer_fills() and (first := self._order.most_captured()) is not None:
-            return self._seal_slice(first, 1)
-        first = self._order.captured()
-        if first is None:
-            first = self._order.by_position()
+            return self._seal_chunks([first])
+        first = self._order.next()
         if first is None:
             return None
-        region_end = min((first // CHUNKS_PER_REGION + 1) * CHUNKS_PER_REGION, self._chunks)
-        run_end = changes.pending_end(self._shared, first, region_end)
-        if not self._shared.chunks[first] and self._seal_hole(first, run_end):
+        if not self._shared.chunks[first] and self._seal_hole(first, self._run_end(first)):
             return 0
-        count = 1
-        while count < SLICE_CHUNKS and first + count < run_end and not self._shared.is_sealed(first + count):
-            count += 1
-        return self._seal_slice(first, count)
+        return self._seal_chunks(self._with_others(first))
+
+    def _run_end(self, first: int) -> int:
+        """The end of the pending chunks from `first` on, within its region."""
+        region_end = min((first // CHUNKS_PER_REGION + 1) * CHUNKS_PER_REGION, self._chunks)
+        return changes.pending_end(self._shared, first, region_end)
+
+    def _with_others(self, first: int) -> list[int]:
+        """The chunks to read at once: a slice from the pending chunk `first` on, and more such slices if the pace allows."""
+        found = self._slice(first, frozenset())
+        for _ in range(self._pace.slices() - 1):
+            taken = frozenset(found)
+            following = self._order.next(taken)
+            if following is None or self._is_hole(following):
+                break
+            found += self._slice(following, taken)
+        return found
+
+    def _slice(self, first: int, taken: Set[int]) -> list[int]:
+        """At most `SLICE_CHUNKS` pending chunks from `first` on."""
+        found = [first]
+        for chunk in range(first + 1, min(self._run_end(first), first + SLICE_CHUNKS)):
+            if chunk in taken or self._shared.is_sealed(chunk):
+                break
+            found.append(chunk)
+        return found
+
+    def _is_hole(self, chunk: int) -> bool:
+        return not self._shared.chunks[chunk] and self._hole_end(chunk, chunk + 1) > chunk
 
     def finish(self) -> None:
         """Hand over the last buffer and say that the sweep is done."""
@@ -189,21 +212,24 @@ class Sweeper:
         self._shared.fail(Failure.READ_ERROR, error.errno or 0)
         raise SessionFailed from error
 
-    def _seal_slice(self, first: int, count: int) -> int:
-        """Seal up to `count` chunks; how many bytes were read."""
+    def _seal_chunks(self, chunks: list[int]) -> int:
+        """Seal chunks, as many as the buffer has places for; how many bytes were read. Neighbours are read in one go."""
         pack = self._room()
-        count = min(count, CHUNKS_PER_PACK - self._place)
         place = self._place
+        chunks = chunks[: CHUNKS_PER_PACK - place]
+        reads = []
+        for index, count in _neighbours(chunks):
+            reads.append((self._packs.data(pack, place + index, count), chunks[index] * CHUNK_BYTES))
         try:
-            self._backing.read(self._packs.data(pack, place, count), first * CHUNK_BYTES)
+            self._backing.read_all(reads)
         except OSError as error:
             self._fail_reading(error)
-        for index in range(count):
+        for index, chunk in enumerate(chunks):
             if self._place != place + index:
                 self._packs.data(pack, self._place)[:] = self._packs.data(pack, place + index)
-            self._seal(first + index, pack)
+            self._seal(chunk, pack)
         self._hand_over_if_full()
-        return count * CHUNK_BYTES
+        return len(chunks) * CHUNK_BYTES
 
     def _seal(self, chunk: int, pack: int) -> None:
         """Fix the bytes of a chunk that were read to the next place of `pack`."""
@@ -268,7 +294,7 @@ class Sweeper:
     def _hand_over_if_full(self) -> None:
         assert self._pack is not None
         room = ENTRIES_MAX - self._packs.entry_count(self._pack)
-        if self._place == CHUNKS_PER_PACK or room < SLICE_CHUNKS:
+        if self._place == CHUNKS_PER_PACK or room < SLICES_MAX * SLICE_CHUNKS:
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -277,3 +303,10 @@ class Sweeper:
         self._pack = None
 
 
+def _neighbours(chunks: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(index, count) of each run of consecutive chunks."""
+    first = 0
+    for index in range(1, len(chunks) + 1):
+        if index == len(chunks) or chunks[index] != chunks[index - 1] + 1:
+            yield first, index - first
+            first = index

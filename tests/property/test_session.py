@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
@@ -49,6 +50,16 @@ class MemoryBacking:
         for start, stop in self._pieces(len(buffer)):
             self.scheduler.current().pause()
             buffer[start:stop] = self.content[offset + start : offset + stop]
+
+    def read_all(self, reads: Sequence[tuple[memoryview, int]]) -> None:
+        """At once: a piece of one, then a piece of another."""
+        left = [(buffer, offset, self._pieces(len(buffer))) for buffer, offset in reads]
+        while left:
+            buffer, offset, pieces = left[self.scheduler.random.randrange(len(left))]
+            start, stop = pieces.pop(0)
+            self.scheduler.current().pause()
+            buffer[start:stop] = self.content[offset + start : offset + stop]
+            left = [each for each in left if each[2]]
 
     def write(self, buffer: memoryview, offset: int) -> None:
         for chunk in range(offset // CHUNK_BYTES, (offset + len(buffer) - 1) // CHUNK_BYTES + 1):
@@ -204,6 +215,7 @@ class Run:
         with mock.patch("driver.volume.sweep.time.sleep", lambda seconds: self.scheduler.current().pause()):
             pace = Pace(self.shared, 0)
             pace.after = lambda length_bytes: self.scheduler.current().pause()  # type: ignore[method-assign]
+            pace.slices = lambda: self.random.choice((1, 1, 2, 4))  # type: ignore[method-assign]
             Sweeper(self.shared, self.packs, self.backing, self.spill, self.locks, pace).run()
 
     def sender(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import Kind, PackBuffers, memory_bytes
 from driver.volume.backing import BackingFile
 from driver.volume.capture import Capture
-from driver.volume.layout import SEALED, SPILL_PREIMAGES, Shared, Word, create_memory
+from driver.volume.layout import SEALED, SPILL_PREIMAGES, Shared, SlotWord, Word, create_memory
 from driver.volume.order import Order
-from driver.volume.pace import Pace
+from driver.volume.pace import SLICES_MAX, Pace
 from driver.volume.sweep import Sweeper
 
 CHUNKS = 16
@@ -79,6 +80,53 @@ def test_a_sweep_seals_captured_chunks_then_all_others(shared: Shared, backing: 
     assert sealed == [9, 10, 3, 4, 0, 1, 2, 5, 6, 7, 8, 11, 12, 13, 14, 15]
     packs.close()
     os.close(raw)
+
+
+def test_a_chunk_that_is_taken_is_passed_over_and_its_region_is_not_finished(shared: Shared, backing: int) -> None:
+    capture(shared, backing, [(9, 0), (3, 1), (9, 2)])
+    order = Order(shared, RecordLocks(shared.fd), CHUNKS)
+    taken: set[int] = set()
+    seen = []
+    while (chunk := order.next(taken)) is not None:
+        seen.append(chunk)
+        taken.add(chunk)
+    assert seen == [9, 3, 0, 1, 2, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15]
+    assert not shared.regions[0]
+    assert order.next() == 9
+    for chunk in taken:
+        shared.chunks[chunk] = SEALED
+    assert order.next() is None
+    assert shared.regions[0]
+
+
+def test_several_slices_are_read_at_once_where_nobody_waits_for_that(shared: Shared) -> None:
+    unhurried = Pace(shared, 0)
+    assert unhurried.slices() == SLICES_MAX
+    words = shared.slot_words(0)
+    words[SlotWord.LATENCY], words[SlotWord.LAST] = 100_000, time.perf_counter_ns()
+    assert unhurried.slices() == 1
+    at_a_rate = Pace(shared, 1_000_000)
+    at_a_rate.due = time.monotonic() + 10
+    assert at_a_rate.slices() == 1
+    at_a_rate.due = time.monotonic() - 1
+    assert at_a_rate.slices() == SLICES_MAX
+
+
+def test_reads_at_once_have_all_ended_when_one_fails(backing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffers are used for something else then."""
+    file = BackingFile(backing)
+    done = []
+
+    def read(buffer: memoryview, offset: int) -> None:
+        if offset == 0:
+            raise OSError(errno.EIO, "bad sector")
+        time.sleep(0.1)
+        done.append(offset)
+
+    monkeypatch.setattr(file, "read", read)
+    with pytest.raises(OSError, match="bad sector"):
+        file.read_all([(memoryview(bytearray(512)), offset) for offset in (0, 512, 1024)])
+    assert sorted(done) == [512, 1024]
 
 
 def test_a_pace_counts_bytes_and_nothing_for_holes(shared: Shared) -> None:
