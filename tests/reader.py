@@ -38,7 +38,7 @@ def json_object(path: Path, kind: str) -> dict[str, Any]:
 
 
 def index(path: Path, size: int, sha256: str, lineage: str, number: int) -> tuple[list[Any], list[Any]]:
-    """The packs (UUID, size, live) and the chunks (codec, pack, offset, length, digest) of a region."""
+    """The packs (UUID, size, live, share) and the chunks (codec, pack, offset, length, digest) of a region."""
     data = path.read_bytes()
     if len(data) != size or hashlib.sha256(data).hexdigest() != sha256 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
         raise Refused(f"{path}: its digest is wrong")
@@ -47,8 +47,8 @@ def index(path: Path, size: int, sha256: str, lineage: str, number: int) -> tupl
         raise Refused(f"{path}: version {version}, cipher {cipher}, features {features}")
     if (region, uuid.UUID(bytes=of)) != (number, uuid.UUID(lineage)):
         raise Refused(f"{path}: of another region")
-    found = list(struct.iter_unpack("<16sII", data[64 : 64 + 24 * packs]))
-    return found, list(struct.iter_unpack("<B3xIII16s", data[64 + 24 * packs : 64 + 24 * packs + 32 * chunks]))
+    found = list(struct.iter_unpack("<16sIII", data[64 : 64 + 28 * packs]))
+    return found, list(struct.iter_unpack("<B3xIII16s", data[64 + 28 * packs : 64 + 28 * packs + 32 * chunks]))
 
 
 def chunk(folder: Path, packs: list[Any], entry: Any) -> bytes:

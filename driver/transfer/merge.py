@@ -52,6 +52,8 @@ def merge(
     if all(chunk.codec == Codec.ZERO for chunk in merged):
         return None
     packs = dict(sizes)
-    if parent is not None:
-        packs |= {_PARENTS + place: (pack.name, pack.size_bytes) for place, pack in enumerate(parent.packs)}
-    return build(number, lineage, merged, packs)
+    shares = {}
+    for place, pack in enumerate(parent.packs if parent is not None else (), _PARENTS):
+        packs[place] = (pack.name, pack.size_bytes)
+        shares[place] = pack.share_bytes
+    return build(number, lineage, merged, packs, shares)

@@ -4,7 +4,8 @@ Little-endian:
 
     header   64 bytes: "SFREGION", u16 version, u16 cipher, u32 features, u32 region, u32 chunks, u32 packs,
              u32 chunk size, 16 bytes lineage, 16 bytes zero
-    packs    24 bytes each: 16 bytes UUID, u32 size of the object, u32 how many of the chunks below lie in it
+    packs    28 bytes each: 16 bytes UUID, u32 size of the object, u32 how many of the chunks below lie in it,
+             u32 how many bytes of it were this region's when it was stored
     chunks   32 bytes each: u8 codec, 3 bytes zero, u32 pack, u32 offset, u32 length, 16 bytes digest; all zero but the
              codec for a chunk of zeros
     digest   32 bytes: SHA-256 of all that comes before
@@ -19,6 +20,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from driver.core.errors import Unsupported
@@ -32,7 +34,7 @@ FEATURES: Final = 0
 DIGEST_BYTES: Final = 16
 """SHA-256 of a chunk's 64 KiB, its first 128 bits."""
 HEADER: Final = struct.Struct("<8sHHIIIII16s16x")
-PACK: Final = struct.Struct("<16sII")
+PACK: Final = struct.Struct("<16sIII")
 CHUNK: Final = struct.Struct("<B3xIII16s")
 _SHA256_BYTES: Final = 32
 BYTES_MAX: Final = HEADER.size + CHUNKS_PER_REGION * (PACK.size + CHUNK.size) + _SHA256_BYTES
@@ -58,11 +60,13 @@ class Chunk(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """A pack object and how many chunks of the region lie in it."""
+    """A pack object, how many chunks of the region lie in it, and how many of its bytes were the region's when it was
+    stored; the rest are other regions'."""
 
     name: uuid.UUID
     size_bytes: int
     live: int
+    share_bytes: int
 
 
 ZERO_CHUNK: Final = Chunk(Codec.ZERO, 0, 0, 0, _NO_DIGEST)
@@ -79,12 +83,19 @@ class RegionIndex:
 
 
 def build(
-    number: int, lineage: uuid.UUID, chunks: Sequence[Chunk], sizes: Mapping[int, tuple[uuid.UUID, int]]
-) -> RegionIndex:
-    """An index from chunks whose `pack` is a key of `sizes` (name and size of the object)."""
-    live = Counter(chunk.pack for chunk in chunks if chunk.codec != Codec.ZERO)
+    number: int, lineage: uuid.UUID, chunks: Sequence[Chunk], sizes: Mapping[int, tuple[uuid.UUID, int]],
+    shares: Mapping[int, int] = MappingProxyType({}),
+) -> RegionIndex:  # fmt: skip
+    """An index from chunks whose `pack` is a key of `sizes` (name and size of the object). `shares` has the packs that were
+    stored for an earlier index, and how many of their bytes were the region's then."""
+    live: Counter[int] = Counter()
+    needed: Counter[int] = Counter()
+    for chunk in chunks:
+        if chunk.codec != Codec.ZERO:
+            live[chunk.pack] += 1
+            needed[chunk.pack] += chunk.length
     place = {pack: index for index, pack in enumerate(live)}
-    packs = tuple(Pack(*sizes[pack], count) for pack, count in live.items())
+    packs = tuple(Pack(*sizes[pack], count, shares.get(pack, needed[pack])) for pack, count in live.items())
     moved = (chunk if chunk.codec == Codec.ZERO else chunk._replace(pack=place[chunk.pack]) for chunk in chunks)
     return RegionIndex(number, lineage, packs, tuple(moved))
 
@@ -96,7 +107,7 @@ def encode(index: RegionIndex) -> bytes:
             MAGIC, VERSION, CIPHER_NONE, FEATURES, index.number, len(index.chunks), len(index.packs), CHUNK_BYTES,
             index.lineage.bytes,
         ),
-        *(PACK.pack(pack.name.bytes, pack.size_bytes, pack.live) for pack in index.packs),
+        *(PACK.pack(pack.name.bytes, *pack[1:]) for pack in index.packs),
         *(CHUNK.pack(*chunk) for chunk in index.chunks),
     ]  # fmt: skip
     body = b"".join(parts)
@@ -130,7 +141,7 @@ def decode_packs(data: bytes, key: str) -> tuple[Pack, ...]:
 
 def _packs(data: bytes, header: _Header) -> tuple[Pack, ...]:
     found = PACK.iter_unpack(data[HEADER.size : header.chunks_at])
-    return tuple(Pack(uuid.UUID(bytes=name), size, live) for name, size, live in found)
+    return tuple(Pack(uuid.UUID(bytes=name), *numbers) for name, *numbers in found)
 
 
 def _header(data: bytes, key: str) -> _Header:
@@ -156,7 +167,7 @@ def _header(data: bytes, key: str) -> _Header:
 
 
 def _check(packs: tuple[Pack, ...], chunks: tuple[Chunk, ...], key: str) -> None:
-    live = [0] * len(packs)
+    live, needed = [0] * len(packs), [0] * len(packs)
     for position, chunk in enumerate(chunks):
         codec, pack, offset, length, _ = chunk
         if codec == Codec.ZERO:
@@ -167,6 +178,8 @@ def _check(packs: tuple[Pack, ...], chunks: tuple[Chunk, ...], key: str) -> None
         if not fits or pack >= len(packs) or offset + length > packs[pack].size_bytes:
             raise corrupt(key, f"chunk {position} is out of bounds")
         live[pack] += 1
-    for found, listed in zip(live, packs, strict=True):
-        if not found or found != listed.live or listed.size_bytes > PACK_BYTES:
+        needed[pack] += length
+    for found, found_bytes, listed in zip(live, needed, packs, strict=True):
+        in_bounds = found_bytes <= listed.share_bytes <= listed.size_bytes <= PACK_BYTES
+        if not found or found != listed.live or not in_bounds:
             raise corrupt(key, f"pack {listed.name} is out of bounds")

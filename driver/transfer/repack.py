@@ -18,9 +18,10 @@ from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, MIB
 from driver.transfer.region import Codec, RegionIndex
 
 NEEDED_MAX: Final = 1 / 4
-"""Of a pack's size. One that needs more stays: so what lies in packs is less than four times of what is needed of them."""
+"""Of a region's share of a pack. One that needs more stays: so what lies in packs is less than four times of what is needed
+of them."""
 FREED_MIN_BYTES: Final = MIB // 4
-"""Of a pack. Less is not worth the requests."""
+"""Of a share. Less is not worth the requests."""
 SPARE_BYTES: Final = 256 * MIB
 """What one snapshot sends for this at most; the next one goes on."""
 REGION_SPARE_BYTES: Final = 32 * MIB
@@ -30,33 +31,30 @@ RUNS_MAX: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A pack object, and how many of its bytes a snapshot needs."""
+    """A pack object: how many of its bytes were a region's when it was stored, and how many of these the region needs still.
+
+    What others have in the pack does not count: a pack of changes here and there is little of each region, and all needed.
+    """
 
     name: uuid.UUID
-    size_bytes: int
+    share_bytes: int
     needed_bytes: int
 
 
-def uses(indexes: Iterable[RegionIndex]) -> list[Use]:
-    """The packs of some of a snapshot's indexes, as far as these tell: a pack may be needed by a region that is not among
-    them. Then it is sent again in vain, and nothing is lost."""
-    sizes: dict[uuid.UUID, int] = {}
-    needed: dict[uuid.UUID, int] = {}
-    for index in indexes:
-        for pack in index.packs:
-            sizes[pack.name] = pack.size_bytes
-        for chunk in index.chunks:
-            if chunk.codec != Codec.ZERO:
-                name = index.packs[chunk.pack].name
-                needed[name] = needed.get(name, 0) + chunk.length
-    return [Use(name, size, needed.get(name, 0)) for name, size in sizes.items()]
+def uses(index: RegionIndex) -> list[Use]:
+    """The packs of a region."""
+    needed = [0] * len(index.packs)
+    for chunk in index.chunks:
+        if chunk.codec != Codec.ZERO:
+            needed[chunk.pack] += chunk.length
+    return [Use(pack.name, pack.share_bytes, length) for pack, length in zip(index.packs, needed, strict=True)]
 
 
-def send_again(packs: Iterable[Use], spare_bytes: int = SPARE_BYTES) -> frozenset[uuid.UUID]:
+def send_again(packs: Iterable[Use], spare_bytes: int) -> frozenset[uuid.UUID]:
     """The packs whose chunks the next snapshot should send again: what frees most for each byte sent comes first, and all
     together need at most `spare_bytes`, as they are stored now."""
     chosen = set()
-    for pack in sorted(packs, key=lambda pack: (pack.needed_bytes / max(1, pack.size_bytes), pack.name.int)):
+    for pack in sorted(packs, key=lambda pack: (pack.needed_bytes / max(1, pack.share_bytes), pack.name.int)):
         if not _pays(pack):
             continue
         if pack.needed_bytes > spare_bytes:
@@ -68,7 +66,7 @@ def send_again(packs: Iterable[Use], spare_bytes: int = SPARE_BYTES) -> frozense
 
 def packs_to_send_again(index: RegionIndex) -> frozenset[uuid.UUID]:
     """The packs that a region's chunks are to leave."""
-    return send_again(uses([index]), REGION_SPARE_BYTES)
+    return send_again(uses(index), REGION_SPARE_BYTES)
 
 
 def chunks_to_send_again(index: RegionIndex) -> Iterator[tuple[int, int]]:
@@ -102,4 +100,4 @@ def within(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _pays(pack: Use) -> bool:
-    return pack.needed_bytes <= NEEDED_MAX * pack.size_bytes and pack.size_bytes - pack.needed_bytes >= FREED_MIN_BYTES
+    return pack.needed_bytes <= NEEDED_MAX * pack.share_bytes and pack.share_bytes - pack.needed_bytes >= FREED_MIN_BYTES
