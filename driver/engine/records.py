@@ -52,7 +52,7 @@ class SessionRecord:
     """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time.
 
     `group` names the group snapshot that it belongs to; `target` is the id of the volume that it clones into. `parent` is
-    the snapshot that it builds on (id, created, size_bytes); `pending_chunks` is how many chunks it has to read;
+    the snapshot that it builds on (id, created, size_bytes); `repository_id` is the repository's own; `pending_chunks` is how many chunks it has to read;
     `base_number` is the volume's when it began.
     """
 
@@ -76,6 +76,7 @@ class SessionRecord:
     uploaded: dict[str, Any] | None = None
     parent: dict[str, Any] | None = None
     pending_chunks: int = 0
+    repository_id: str | None = None
     conditional_put: bool | None = None
     base_number: int = 0
 

@@ -200,7 +200,7 @@ class Sessions:
             "node": self._settings.node, "group": record.group, "parents": list(parents),
         }  # fmt: skip
         begun = self._transfer.ask(catalog_job(record), "begin", spec)
-        return record.changed(parent=begun["parent"], conditional_put=begun["conditional_put"])
+        return record.changed(**{key: begun[key] for key in ("parent", "repository_id", "conditional_put")})
 
     def _parents(self, of: VolumeRecord, record: SessionRecord) -> list[dict[str, str]]:
         """The snapshots in the same repository that a new one could build on, best first: the one that what was written is

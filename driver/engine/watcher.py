@@ -294,7 +294,7 @@ class Watcher:
             self._transfer.start(
                 record.id, "send",
                 {
-                    "repository": record.repository,
+                    "repository": record.repository, "repository_id": record.repository_id,
                     "snapshot": {"id": record.id, "name": record.name, "created": record.created},
                     "volume": {
                         "id": record.volume_id, "name": record.volume_name, "size_bytes": record.size_bytes,

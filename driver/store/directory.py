@@ -27,6 +27,7 @@ from driver.store import layout
 from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
 
 _BESIDE: Final = ".new-"
+_RECORD_BYTES_MAX: Final = 64 * 1024
 _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -37,6 +38,7 @@ class DirectoryStore:
     def __init__(self, folder: str, options: Options) -> None:
         self._folder = os.path.normpath(folder)
         self._pace = options.pace
+        self._known: tuple[tuple[int, int], bytes | None] | None = None  # the folder's inode, its repository's record
 
     @property
     def where(self) -> str:
@@ -160,13 +162,37 @@ class DirectoryStore:
             return None
 
     def _check_folder(self) -> None:
+        """Raises RepositoryMissing; RepositoryUnavailable if the folder is another one than before, and not the same
+        repository: where a file server was mounted, an empty folder is left."""
         try:
-            is_there = stat.S_ISDIR(os.stat(self._folder).st_mode)
+            found = os.stat(self._folder)
         except (FileNotFoundError, NotADirectoryError):
-            is_there = False
-        if not is_there:
+            found = None
+        if found is None or not stat.S_ISDIR(found.st_mode):
             message = f"the repository's {self.where} does not exist"
             raise RepositoryMissing(message, "create it, or mount what should be there")
+        inode = (found.st_dev, found.st_ino)
+        before, record = self._known or (None, None)
+        if inode == before and record is not None:
+            return
+        now = self._record()
+        if record is not None and now != record:
+            raise RepositoryUnavailable(
+                f"the repository's {self.where} is not the one that was there before",
+                "mount that again; another repository needs another name, or an engine that is started again",
+            )
+        self._known = (inode, now)
+
+    def _record(self) -> bytes | None:
+        """What makes the folder a repository."""
+        try:
+            fd = os.open(self._path(layout.REPOSITORY), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return _read(fd, 0, _RECORD_BYTES_MAX)
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def _written(self, key: str, pieces: Pieces) -> Iterator[tuple[str, str]]:
@@ -188,6 +214,7 @@ class DirectoryStore:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(beside)
         _sync(folder)
+        self._check_folder()
 
     def _make_folders(self, folder: str) -> None:
         missing = []

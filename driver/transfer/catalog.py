@@ -17,6 +17,7 @@ from driver.core.errors import (
     AlreadyExists,
     DataCorrupt,
     NotFound,
+    RepositoryMissing,
     SnapshotFailed,
     StillframeError,
     Unsupported,
@@ -47,23 +48,38 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def open_repository(store: ObjectStore) -> None:
-    """Make sure that the prefix is a repository of a format we know; a new prefix becomes one. Raises Unsupported."""
-    data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX)
-    if data is None:
-        fresh = records.encode(records.Repository(id=new_id(), created=now()))
-        if store.put_if_absent(layout.REPOSITORY, fresh):
-            return
-        data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX) or b""
-    records.decode(data, records.Repository, layout.REPOSITORY)
+def open_repository(store: ObjectStore, *, was_used: bool = False) -> str:
+    """The repository's id. A new prefix becomes a repository; but not if it `was_used`: then RepositoryMissing. Raises
+    Unsupported for one of another format."""
+    found = check_repository(store)
+    if found is not None:
+        return found
+    if was_used:
+        raise RepositoryMissing(
+            f"{store.where} has no {layout.REPOSITORY}, and earlier snapshots of the volume are said to be there",
+            "mount what should be there; give another place another name; to begin there anew: "
+            "stillframe snapshot create --full",
+        )
+    fresh = records.Repository(id=new_id(), created=now())
+    if store.put_if_absent(layout.REPOSITORY, records.encode(fresh)):
+        return fresh.id
+    data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX) or b""
+    return records.decode(data, records.Repository, layout.REPOSITORY).id
 
 
-def check_repository(store: ObjectStore) -> bool:
-    """Whether the prefix is a repository. Raises Unsupported for one of another format."""
+def check_repository(store: ObjectStore) -> str | None:
+    """The id of the repository that the prefix is; None if it is none. Raises Unsupported for one of another format."""
     data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX)
-    if data is not None:
-        records.decode(data, records.Repository, layout.REPOSITORY)
-    return data is not None
+    return None if data is None else records.decode(data, records.Repository, layout.REPOSITORY).id
+
+
+def check_same(store: ObjectStore, repository_id: str) -> None:
+    """Raises RepositoryMissing if the prefix is not that repository: its name stands for another place than it did."""
+    if check_repository(store) != repository_id:
+        raise RepositoryMissing(
+            f"{store.where} is not the repository that the snapshot was begun in",
+            "mount what should be there, or correct the repository's url",
+        )
 
 
 def read_manifest(store: ObjectStore, snapshot: str) -> Manifest | Aborted | None:

@@ -52,17 +52,19 @@ def _changed(path: str | None) -> int:
 
 
 def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
-    """specs.Begin -> {conditional_put, warning, parent: {id, created, size_bytes} or None}; with AlreadyExists perhaps
-    {manifest}"""
+    """specs.Begin -> {repository_id, conditional_put, warning, parent: {id, created, size_bytes} or None}; with AlreadyExists
+    perhaps {manifest}"""
     session = specs.parse(spec, specs.Begin)
-    catalog.open_repository(store)
+    repository_id = catalog.open_repository(store, was_used=bool(session.parents))
     conditions = honours_conditions(repository, store)
     of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
     found = catalog.begin(store, of, session.parents, result, repository.name, conditions=conditions)
     parent = None
     if found is not None:
         parent = {"id": found.snapshot.id, "created": found.created, "size_bytes": found.size_bytes}
-    result.update(conditional_put=conditions, warning=catalog.warning(conditions), parent=parent)
+    result.update(
+        repository_id=repository_id, conditional_put=conditions, warning=catalog.warning(conditions), parent=parent
+    )  # fmt: skip
 
 
 def check(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:

@@ -102,10 +102,11 @@ class Volume(msgspec.Struct, frozen=True):
 
 class Send(msgspec.Struct, frozen=True):
     """A session to upload. A rate of 0 is no limit; the file at `statistics_path`, if any, goes into the manifest. What the
-    session does not send is the `parent`'s. `pending_chunks` is how many chunks it has to read, for the progress. Whether
+    session does not send is the `parent`'s. `repository_id` is that of the repository it was begun in. `pending_chunks` is how many chunks it has to read, for the progress. Whether
     the store honours conditional PUTs is found out if it is not told."""
 
     repository: Text
+    repository_id: Id
     snapshot: Cut
     volume: Volume
     lineage: Id

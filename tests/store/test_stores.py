@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -129,6 +130,34 @@ def test_a_folder_is_tidied_of_what_was_never_whole(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert now == pytest.approx(new.stat().st_mtime, abs=60)
     store.put("lineages/b/packs/p", [b"again"])
+
+
+def test_a_folder_in_the_place_of_the_repository_s_is_left_alone(tmp_path: Path) -> None:
+    """An empty one is what an unmounted file server leaves; the repository may come back as another inode."""
+    place, away = tmp_path / "place", tmp_path / "away"
+    place.mkdir()
+    store = open_store(Repository("test", f"file://{place}"), ONCE)
+    store.put("stillframe.json", [b"this one"])
+    store.put("a", [b"x"])
+    shutil.copytree(place, away)
+    for name in ("empty", "other"):
+        (tmp_path / name).mkdir()
+        place.rename(tmp_path / f"{name}-before")
+        (tmp_path / name).rename(place)
+        if name == "other":
+            (place / "stillframe.json").write_bytes(b"another one")
+        before = list(place.iterdir())
+        for attempt in (
+            lambda: store.put("a", [b"y"]), lambda: store.put_if_absent("b", b"y"), lambda: store.get("a", 10),
+            lambda: store.head("a"), lambda: store.list(""), lambda: store.delete("a"), lambda: store.delete_many(["a"]),
+        ):  # fmt: skip
+            with pytest.raises(RepositoryUnavailable, match="is not the one that was there before"):
+                attempt()
+        assert list(place.iterdir()) == before
+    place.rename(tmp_path / "last")
+    away.rename(place)
+    assert store.get("a", 10) == b"x"
+    store.put("b", [b"y"])
 
 
 def test_who_is_first_wins_where_the_store_can(store: ObjectStore, repository: Repository) -> None:

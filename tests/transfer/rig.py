@@ -137,7 +137,9 @@ class Session:
         }  # fmt: skip
 
     def begin(self) -> dict[str, Any]:
-        return self.rig.run("begin", {**self.spec, "snapshot": {"id": self.id, "name": self.name}})
+        begun = self.rig.run("begin", {**self.spec, "snapshot": {"id": self.id, "name": self.name}})
+        self.spec["repository_id"] = begun["repository_id"]
+        return begun
 
     def start_send(self) -> str:
         return self.rig.begin_job("send", self.spec, [self.fd, self.spool])

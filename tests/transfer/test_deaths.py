@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from driver.core.errors import FailedPrecondition, Internal, NotFound, SnapshotFailed
+from driver.core.errors import FailedPrecondition, Internal, NotFound, RepositoryMissing, SnapshotFailed
 from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
 from tests.servers import S3Server, credentials_file
@@ -62,6 +64,59 @@ def test_a_sender_killed_again_and_again(rig: Rig) -> None:
     rig.wait(job)
     assert rig.restore(repository, session.id, len(volume)) == volume
     session.close()
+
+
+def test_a_session_does_not_go_on_in_another_place(rig: Rig) -> None:
+    """The repository's name stands for another folder when the sender's successor begins: neither has a snapshot."""
+    repository = rig.add_folder()
+    volume = random_volume(600)
+    session = rig.session(repository, volume, upload_rate_bytes=10_000_000)
+    session.begin()
+    session.feed.start()
+    job = session.start_send()
+    wait_for(lambda: session.feed.packs.get(Header.STORED_CHUNKS) > 0)
+    other = rig.repositories[rig.add_folder("other")]
+    rig.run("check", {"repository": "other"})
+    here = rig.repositories[repository]
+    rig.add(repository, **other)
+    os.kill(sender_of(rig), signal.SIGKILL)
+    with pytest.raises(RepositoryMissing, match="not the repository that the snapshot was begun in"):
+        rig.wait(job)
+    assert rig.run("list", {"repository": "other"})["snapshots"] == []
+    assert not (rig.folder / "repository-other" / "lineages").exists()
+    rig.add(repository, **here)
+    rig.wait(session.start_send())
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+
+
+def test_a_folder_that_is_away_is_waited_for(rig: Rig) -> None:
+    """As if it were a mount: in its place is an empty one, into which nothing goes."""
+    repository = rig.add_folder()
+    volume = random_volume(600)
+    session = rig.session(repository, volume, upload_rate_bytes=15_000_000)
+    session.begin()
+    session.feed.start()
+    job = session.start_send()
+    wait_for(lambda: session.feed.packs.get(Header.STORED_CHUNKS) > 0)
+    place, away = rig.folder / "repository-folder", rig.folder / "away"
+    empty = rig.folder / "empty"
+    empty.mkdir()
+    exchange(place, empty)
+    retries = session.feed.packs.get(Header.RETRIES)
+    wait_for(lambda: session.feed.packs.get(Header.RETRIES) > retries + 1)
+    assert list(place.iterdir()) == []
+    shutil.copytree(empty, away)  # the same repository as another inode, as after another mount
+    exchange(place, away)
+    assert rig.wait(job)["state"] == "committed"
+    assert rig.restore(repository, session.id, len(volume)) == volume
+    session.close()
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two folders at once."""
+    at_here, exchange = -100, 2  # AT_FDCWD, fcntl.h; RENAME_EXCHANGE, linux/fs.h
+    assert ctypes.CDLL(None).renameat2(at_here, bytes(one), at_here, bytes(other), exchange) == 0
 
 
 def test_a_sender_that_always_dies_gives_up(rig: Rig) -> None:

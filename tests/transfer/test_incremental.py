@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from driver.core.errors import DataCorrupt, Internal
+from driver.core.errors import DataCorrupt, Internal, RepositoryMissing
 from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION
 from driver.transfer import records
 from driver.transfer.packbuffer import Header
@@ -200,6 +200,25 @@ def test_what_cannot_be_a_parent_is_none(rig: Rig, ailment: str) -> None:
     assert second.begin()["parent"] is None
     pending = (rig.folder / f"repository-folder/snapshots/{second.id}/pending.json").read_bytes()
     assert records.decode(pending, records.Pending, "pending.json").parent is None
+    first.close()
+    second.close()
+
+
+def test_where_a_parent_should_be_no_other_repository_is_made(rig: Rig) -> None:
+    """As where a file server is not mounted; a full snapshot may begin there anew."""
+    volume = random_volume(20)
+    first = rig.session(rig.add_folder(), volume)
+    first.send()
+    second = next_session(rig, first, volume, None)
+    (rig.folder / "repository-folder").rename(rig.folder / "away")
+    (rig.folder / "repository-folder").mkdir()
+    rig.stop()
+    rig.start()
+    with pytest.raises(RepositoryMissing, match="earlier snapshots of the volume"):
+        second.begin()
+    assert list((rig.folder / "repository-folder").iterdir()) == []
+    second.spec["parents"] = []
+    second.begin()
     first.close()
     second.close()
 

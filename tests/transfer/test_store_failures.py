@@ -257,6 +257,7 @@ def test_two_sessions_of_one_name(rig: Rig) -> None:
     one, other = (rig.session(repository, make_volume(20, seed=seed)) for seed in (19, 20))
     other.id = other.spec["snapshot"]["id"] = one.id
     one.begin()
+    other.spec["repository_id"] = one.spec["repository_id"]
     for session in (one, other):
         session.feed.start()
     results = []
