@@ -56,9 +56,11 @@ _AGAIN: Final = "again"
 """Of an outcome: what the sender wants the next session to send again; no field of a record."""
 
 
+_LOST: Final = "the engine was stopped, or lost its power, before the snapshot was complete"
+
+
 def _lost(more: str = "") -> dict[str, str]:
-    text = "the engine was stopped, or lost its power, before the snapshot was complete"
-    return SnapshotFailed(text + more, "take it again, by another name").to_message()
+    return SnapshotFailed(_LOST + more, "take it again, by another name").to_message()
 
 
 def _explained(record: SessionRecord, error: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +159,8 @@ class Watcher:
                 wait = min(2 * wait, _AGAIN_SECONDS_MAX)
 
     def _settle(self, session: str) -> None:
-        """Find out what became of a session that has lost its memory: its manifest decides. The whole of a thread."""
+        """Decide what becomes of a session that has lost its memory: failed, unless it was committed before. The whole of a
+        thread."""
         wait = 0.1
         while True:
             record = self._table.record(session)
@@ -184,9 +187,13 @@ class Watcher:
         if record.target is not None:
             self._drop_clone(record, _LOST_CLONE.to_message())
             return
+        if record.state == "preparing":
+            self.withdraw(record)
+            self._table.forget(record)  # nobody was told of it
+            return
         try:
-            of_snapshot = {"repository": record.repository, "snapshot": record.id}
-            found = self._transfer.ask(catalog_job(record), "show", of_snapshot)
+            spec = self._named(record) | {"repository_id": record.repository_id, "reason": _LOST}
+            found = self._transfer.ask(catalog_job(record), "settle", spec)
         except RepositoryMissing:
             raise
         except NotFound:
@@ -197,17 +204,18 @@ class Watcher:
             record = self._table.save(record.changed(state="committed", statistics=found["session"], uploaded=figures))
             self._note_base(record)
             return
-        self.withdraw(record)
-        if record.state == "preparing":
-            self._table.forget(record)  # nobody was told of it
-        else:
-            self._table.save(record.changed(state="failed", error=_lost()))
+        self._table.save(record.changed(state="failed", error=_lost()))
 
     def withdraw(self, record: SessionRecord) -> None:
-        """Take back the pending.json of a session that came to nothing. Raises what the repository answers."""
-        spec = {"repository": record.repository, "snapshot": record.id}
-        spec |= {"volume": record.volume_id, "node": self._settings.node}
-        self._transfer.ask(catalog_job(record), "withdraw", spec)
+        """Take back the pending.json of a session that came to nothing before its sender was started. Raises what the repository answers."""
+        self._transfer.ask(catalog_job(record), "withdraw", self._named(record))
+
+    def _named(self, record: SessionRecord) -> dict[str, Any]:
+        """What tells a session from others of the same name."""
+        return {
+            "repository": record.repository, "snapshot": record.id, "volume": record.volume_id,
+            "node": self._settings.node,
+        }  # fmt: skip
 
     # --- watch and end
 

@@ -210,7 +210,8 @@ def _pending(of: Beginning, begun: str) -> bytes:
 
 
 def withdraw(store: ObjectStore, snapshot: str, volume: str, node: str) -> None:
-    """Undo `begin`: the name is free again. Nothing happens to a snapshot that has a manifest, or is made elsewhere."""
+    """Undo `begin`: the name is free again. Nothing happens to a snapshot that has a manifest, or is made elsewhere. Only
+    where there was no sender yet: its last request may come after its death."""
     if store.head(layout.manifest(snapshot)) is None:
         pending = _read_pending(store, snapshot)
         if pending is not None and (pending.volume.id, pending.node) == (volume, node):
@@ -325,6 +326,14 @@ def fence(store: ObjectStore, snapshot: str, reason: str) -> Manifest | Aborted:
     if found is None:
         raise records.missing(layout.manifest(snapshot))
     return found
+
+
+def settle(store: ObjectStore, snapshot: str, volume: str, node: str, reason: str) -> None:
+    """Fence the snapshot of a session whose sender is dead: a request of that may still be under way, and commit it. Nothing
+    happens if its name is not that volume's session's on that node any more, which was over long ago."""
+    pending = _read_pending(store, snapshot)
+    if pending is not None and (pending.volume.id, pending.node) == (volume, node):
+        fence(store, snapshot, reason)
 
 
 def warning(conditions: bool) -> str | None:

@@ -97,9 +97,21 @@ def withdraw(repository: Repository, store: ObjectStore, spec: Spec, result: Res
     catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node)
 
 
+def settle(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+    """specs.Settle -> summary of what the snapshot is for good; without conditional PUTs, of what it is now."""
+    wanted = specs.parse(spec, specs.Settle)
+    catalog.check_same(store, wanted.repository_id)
+    if honours_conditions(repository, store):
+        catalog.settle(store, wanted.snapshot, wanted.volume, wanted.node, wanted.reason)
+    else:
+        catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node)
+    result.update(catalog.show(store, repository.name, wanted.snapshot))
+
+
 JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] = {
     "begin": begin,
     "withdraw": withdraw,
+    "settle": settle,
     "check": check,
     "list": list_snapshots,
     "show": show,

@@ -40,6 +40,17 @@ class Withdraw(msgspec.Struct, frozen=True):
     node: Text
 
 
+class Settle(msgspec.Struct, frozen=True):
+    """A session whose sender is dead, of that volume on that node, and what is to be said of its end."""
+
+    repository: Text
+    repository_id: Id
+    snapshot: Id
+    volume: Id
+    node: Text
+    reason: Text
+
+
 class Restore(msgspec.Struct, frozen=True):
     """`discard_zero`: the backing file may hold other things than zeros, so zero chunks are punched out of it."""
 
@@ -125,7 +136,7 @@ class Clone(msgspec.Struct, frozen=True):
     size_bytes: Annotated[int, Meta(ge=VOLUME_BYTES_MIN, le=VOLUME_BYTES_MAX, multiple_of=CHUNK_BYTES)]
 
 
-S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Restore, Delete, Collect, Begin, Send, Clone)
+S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Settle, Restore, Delete, Collect, Begin, Send, Clone)
 
 
 def parse(spec: dict[str, Any], kind: type[S]) -> S:
@@ -136,5 +147,5 @@ def parse(spec: dict[str, Any], kind: type[S]) -> S:
         raise InvalidArgument(f"the description of a {kind.__name__.lower()} job: {error}") from error
 
 
-for _kind in (OfRepository, OfSnapshot, Withdraw, Restore, Delete, Begin, Collect, Send, Clone):
+for _kind in (OfRepository, OfSnapshot, Withdraw, Settle, Restore, Delete, Begin, Collect, Send, Clone):
     msgspec.json.Decoder(_kind)  # msgspec learns a type at its first use, and crashes if two threads are the first

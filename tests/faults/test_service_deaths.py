@@ -17,6 +17,7 @@ import pytest
 from driver.core.errors import NotFound, StillframeError
 from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
+from driver.transfer import records
 from tests.engines import Engine, engine, run
 from tests.oracle import read_device
 
@@ -141,7 +142,8 @@ def test_what_was_begun_but_never_answered_is_forgotten(one: Engine) -> None:
     assert not (manifest.parent / "pending.json").exists()
 
 
-def test_a_lost_session_takes_its_pending_marker_along(one: Engine) -> None:
+def test_a_lost_session_is_fenced(one: Engine) -> None:
+    """A commit that is still under way when its engine is dead comes too late; the marker goes with the fence."""
     one.arguments = (*one.arguments, "--upload-rate", "1Mi")
     one.stop()
     one.start()
@@ -152,4 +154,6 @@ def test_a_lost_session_takes_its_pending_marker_along(one: Engine) -> None:
     one.kill()
     one.start()
     assert one.wait_snapshot("s")["state"] == "failed"
-    assert not pending.exists()
+    manifest = pending.with_name("manifest.json")
+    assert isinstance(records.decode_manifest(manifest.read_bytes(), "m"), records.Aborted)
+    assert pending.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from driver.core.sizes import MIB
 from driver.store.port import Options
 from driver.store.retry import Policy, Retrying, Watch
 from driver.store.s3 import S3Store
+from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
 from tests.oracle import read_device
 from tests.servers import S3Server, credentials_file, rclone_server, versitygw_server
@@ -104,6 +106,35 @@ def test_altered_bytes_never_become_a_volume(made: Engine, proxy: Proxy, part: s
     proxy.decide = lambda method, path: PASS
     assert "r" not in [volume["name"] for volume in made.call("volume.list")["volumes"]]
     made.restore("s", "r", repository="store")
+
+
+def test_a_commit_that_outlives_its_engine_comes_too_late(made: Engine, proxy: Proxy, server: S3Server) -> None:
+    """It is held up on its way to the store; the next engine has settled the session meanwhile."""
+    if server is not versitygw_server():
+        pytest.skip("versitygw is needed: a store that honours conditional PUTs")
+    held, go_on = threading.Event(), threading.Event()
+
+    def decide(method: str, path: str) -> Action:
+        if method == "PUT" and "manifest.json" in path and not held.is_set():
+            held.set()
+            go_on.wait()
+        return PASS
+
+    proxy.decide = decide
+    made.call("snapshot.create", volume="v", name="s", repository="store")
+    assert held.wait(60)
+    made.kill()
+    made.start()
+    assert made.wait_snapshot("s", repository="store")["state"] == "failed"
+    go_on.set()
+
+    def done() -> list[int]:
+        return [status for method, path, status in proxy.answered if method == "PUT" and "manifest.json" in path]
+
+    wait_until(lambda: len(done()) == 2, 20)
+    assert done() == [200, 412], "the fence, then the commit"
+    made.call("snapshot.create", volume="v", name="next", repository="store")
+    assert made.wait_snapshot("next", repository="store")["state"] == "committed"
 
 
 def test_an_hour_without_the_store_in_scaled_time(server: S3Server, proxy: Proxy) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -51,6 +51,7 @@ class Session:
         self.sends = False
         self.slept = 0.0
         self.looked = 0.0
+        self.late: tuple[float, Callable[[], object]] | None = None  # when what was under way at its death is done
         self.heard: float | None = None
         self.fenced: StillframeError | None = None
         self.actor = self.town.enter(f"session {name}", self.run)
@@ -209,10 +210,11 @@ class History:
 
     def happen(self) -> None:
         """The next thing."""
+        self._land(self.town.now)
         what = self.dice.random()
         awake = self.town.awake()
         if what < 0.01:
-            self.dice.choice((self._scene, self._nap))()
+            self.dice.choice((self._scene, self._nap, self._last_request))()
         elif what < 0.04:
             self._session()
         elif what < 0.06:
@@ -279,6 +281,25 @@ class History:
                 self._play(self.town.awake())
         self._play(self.town.awake())
 
+    def _last_request(self) -> None:
+        """A session that has been at work for a day dies, and what it had sent last may arrive after the next collection."""
+        before = list(self.sessions)
+        self._session()
+        for session in [session for session in self.sessions if session not in before]:
+            session.slow = True
+            self._step(session.actor, self.dice.randrange(3, 9))
+            self.passes(26 * HOUR)
+            self._step(session.actor, self.dice.randrange(5))
+            if not session.actor.ended:
+                self._kill(session.actor)
+        self._play([self.collection()])
+
+    def _step(self, actor: Actor, requests: int) -> None:
+        for _ in range(requests):
+            if not actor.ended:
+                self.town.step(actor)
+                self.check()
+
     def _play(self, cast: Sequence[Actor], steps: int = 400) -> None:
         """These go on, in any order, some faster than others, and nobody else."""
         speeds = {actor: self.dice.choice((1, 5, 25)) for actor in cast}
@@ -297,8 +318,8 @@ class History:
         self.names += 1
         name = f"s{self.names if self.dice.random() < 0.6 else self.dice.randrange(self.names)}"
         name = next((f"s{number}" for number in range(self.names) if snapshot_id(f"s{number}") == again), name)
-        if any(session.named.name == name and not session.actor.ended for session in self.sessions):
-            return  # an engine has one session of a name; its sender is dead before the next
+        if any(session.named.name == name and self._is_at_work(session) for session in self.sessions):
+            return  # an engine has one session of a name, which is settled before the next
         chosen = self.dice.choice(self.memory[-6:]) if self.memory and self.dice.random() < 0.8 else None  # deleted or not
         lineage = chosen.lineage if chosen is not None else self.dice.choice(LINEAGES)
         hours = self.dice.choice((0, 1, -1, 11, -11, 40, -40))
@@ -362,11 +383,30 @@ class History:
                 self.town.step(actor)
         until = self.town.now + seconds
         while self.town.now < until:
-            self.town.now += min(HOUR * 6, until - self.town.now)
+            then = min(self.town.now + 6 * HOUR, until)
+            self._land(then)
+            self.town.now = then
             for session in self.sessions:
                 if self.dice.random() < 0.97:
                     self._beat(session)
-        self.sessions = [session for session in self.sessions if not session.actor.ended]
+        self.sessions = [session for session in self.sessions if not session.actor.ended or session.late is not None]
+
+    def _is_at_work(self, session: Session) -> bool:
+        """Whether a session may still change its records."""
+        is_fenced = layout.manifest(session.named.id) in self.town.objects
+        return not session.actor.ended or (session.late is not None and not is_fenced)
+
+    def _land(self, until: float) -> None:
+        """Do what was under way when sessions died, as far as it comes until then."""
+        late = [(*session.late, session) for session in self.sessions if session.late is not None]
+        for at, put, session in sorted(late, key=lambda item: item[0]):
+            if at > until:
+                return
+            self.town.now = max(self.town.now, at)
+            self.town.say(f"what {session.actor.name} had sent arrives")
+            put()
+            session.late = None
+            self.check()
 
     def _beat(self, session: Session) -> None:
         if session.slow or session.actor.asleep_until <= self.town.now:
@@ -394,23 +434,42 @@ class History:
 
     def _kill(self, actor: Actor) -> None:
         self.town.say(f"{actor.name} dies")
+        session = next((session for session in self.sessions if session.actor is actor), None)
+        if session is not None and self._may_have_sent(session) and self.dice.random() < 0.5:
+            assert actor.asked is not None
+            session.late = (self.town.now + self.dice.uniform(0.0, HOUR / 2), actor.asked)
         actor.die()
         if actor in self.town.actors:
             self.town.actors.remove(actor)
-        session = next((session for session in self.sessions if session.actor is actor), None)
         if session is not None and self.dice.random() < 0.5:
-            self._withdraw(session)
+            self._settle(session)
 
-    def _withdraw(self, session: Session) -> None:
-        """What an engine does when the sender is dead, and with it its last request."""
-        if layout.manifest(session.named.id) not in self.town.objects and session.heard is not None:
-            self.town.objects.pop(layout.pending(session.named.id), None)
+    def _may_have_sent(self, session: Session) -> bool:
+        """Whether it is about to put an object, and may."""
+        try:
+            session.check()
+        except StillframeError:
+            return False
+        actor = session.actor
+        return actor.asked is not None and not actor.ended and actor.asleep_until <= self.town.now
+
+    def _settle(self, session: Session) -> None:
+        """What an engine does when the sender is dead, and its last request perhaps not. Without one, `begin` is over."""
+        pending, key = layout.pending(session.named.id), layout.manifest(session.named.id)
+        if not session.sends:
+            session.late = None
+            if key not in self.town.objects and session.heard is not None:
+                self.town.objects.pop(pending, None)
+        elif pending in self.town.objects:
+            mark = records.Aborted(snapshot=session.named.id, reason="its engine died", aborted=self.town.time())
+            self.town.put_if_absent(key, records.encode(mark))
 
     # --- the end
 
     def quiet(self) -> None:
         """Everybody goes home; then time passes, and collections run undisturbed."""
         self.town.close()
+        self._land(self.town.now + HOUR)
         self.sessions.clear()
         for _ in range(4):
             self.passes(1.01 * MARGIN)

@@ -32,12 +32,13 @@ def _closed() -> threading.Lock:
 class Actor:
     """`main` runs in a thread of its own, and sees the store through `View`."""
 
-    def __init__(self, town: Town, name: str, main: Callable[[View], None]) -> None:
+    def __init__(self, town: Town, name: str, main: Callable[[View], object]) -> None:
         self.town = town
         self.name = name
         self.asleep_until = 0.0
         self.skew = 0.0
         self.is_removing = False
+        self.asked: Callable[[], object] | None = None
         self.ended = False
         self.doomed = False
         self.error: StillframeError | None = None
@@ -106,7 +107,7 @@ class Town:
     def say(self, text: str) -> None:
         self.log.append(f"{(self.now - 1e9) / HOUR:9.3f} h  {text}")
 
-    def enter(self, name: str, main: Callable[[View], None]) -> Actor:
+    def enter(self, name: str, main: Callable[[View], object]) -> Actor:
         actor = Actor(self, name, main)
         self.actors.append(actor)
         return actor
@@ -120,6 +121,17 @@ class Town:
             self.actors.remove(actor)
             if actor.error is not None:
                 self.say(f"{actor.name} failed: {actor.error.message}")
+
+    def put(self, key: str, data: bytes) -> None:
+        self.objects[key] = (data, self.now)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        if key in self.objects:
+            return False
+        self.put(key, data)
+        self.changes += 1
+        self.on_made(key, data)
+        return True
 
     def close(self) -> None:
         for actor in list(self.actors):
@@ -136,8 +148,11 @@ class View:
         self._town = town
         self.actor = actor
 
-    def _request(self, what: str = "") -> None:
+    def _request(self, what: str = "", put: Callable[[], object] | None = None) -> None:
+        """With `put`, one that may be done after its actor's death: it was sent before."""
+        self.actor.asked = put
         self.actor.pause()
+        self.actor.asked = None
         self._town.now += self._town.dice.choice((0.0, 0.0, 1.0, 2.0))
         if what:
             self._town.say(f"{self.actor.name}: {what}")
@@ -150,17 +165,13 @@ class View:
         raise NotImplementedError
 
     def put(self, key: str, pieces: Pieces) -> None:
-        self._request(f"put {key}")
-        self._town.objects[key] = (b"".join(bytes(piece) for piece in pieces), self._town.now)
+        data = b"".join(bytes(piece) for piece in pieces)
+        self._request(f"put {key}", lambda: self._town.put(key, data))
+        self._town.put(key, data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        self._request(f"put if absent {key}")
-        if key in self._town.objects:
-            return False
-        self._town.objects[key] = (data, self._town.now)
-        self._town.changes += 1
-        self._town.on_made(key, data)
-        return True
+        self._request(f"put if absent {key}", lambda: self._town.put_if_absent(key, data))
+        return self._town.put_if_absent(key, data)
 
     def delete(self, key: str) -> None:
         self._request(f"delete {key}")

@@ -25,11 +25,13 @@ _CODES = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown", 507: "XMini
 
 
 class Proxy:
-    """`decide` says what to do with a request, by its method and path; it may do things by itself, too."""
+    """`decide` says what to do with a request, by its method and path; it may do things by itself, too, or take its time.
+    `seen` are the requests that came, `answered` those that the server has done, and how."""
 
     def __init__(self, port: int) -> None:
         self.decide: Callable[[str, str], Action] = lambda method, path: PASS
         self.seen: list[tuple[str, str]] = []
+        self.answered: list[tuple[str, str, int]] = []
         self.closed = threading.Event()
         proxy = self
 
@@ -61,6 +63,7 @@ class Proxy:
                     return
                 if action is not DROP:
                     status, headers, content = proxy.forward(self, port, body)
+                    proxy.answered.append((self.command, self.path, status))
                 if action in (DROP, DROP_ANSWER):
                     self._hang_up()
                     return
