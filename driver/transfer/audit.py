@@ -22,11 +22,11 @@ Result = dict[str, Any]
 
 
 @dataclass(slots=True)
-class _Index:
-    """What a region's index needs, and what of that is wrong."""
+class _Looked:
+    """What indexes need, themselves included, and by index what of that is wrong, if anything is."""
 
-    needs: set[str] = field(default_factory=set)
-    wrong: list[str] = field(default_factory=list)
+    needed: set[str] = field(default_factory=set)
+    wrong: dict[str, list[str]] = field(default_factory=dict)
 
 
 def check(store: ObjectStore, ways: Ways) -> Result:
@@ -56,15 +56,18 @@ def check(store: ObjectStore, ways: Ways) -> Result:
             read.append((found, found.manifest))
         elif found.pending is not None:
             running.add(found.pending.lineage)
-    data |= _later(store, data, [manifest for _, manifest in read])
-    indexes = _indexes(store, data, (manifest for _, manifest in read), ways)
+    entries = {entry.key: entry for _, manifest in read for entry in manifest.regions if entry.key is not None}
+    looked = _look(store, data, entries, ways)
+    if looked.wrong:  # perhaps only in a listing during which the snapshot was made
+        data |= {item.key: item for item in store.list(layout.LINEAGES).objects}
+        again = _look(store, data, {key: entries[key] for key in looked.wrong}, ways)
+        looked = _Looked(looked.needed | again.needed, again.wrong)
     for snapshot, manifest in read:
-        wrong = sorted({line for entry in manifest.regions if entry.key for line in indexes[entry.key].wrong})
+        wrong = sorted({line for entry in manifest.regions for line in looked.wrong.get(entry.key or "", ())})
         if wrong and garbage.state_of(snapshot, listed.now, ways.margin) is State.COMMITTED:
             of = {"id": manifest.volume.id, "name": manifest.volume.name}
             hurt.append({"id": snapshot.id, "name": manifest.snapshot.name, "volume": of, "wrong": wrong[:_NAMED_MAX]})
-    needed = {key for index in indexes.values() for key in index.needs}
-    idle = [item for key, item in data.items() if layout.lineage_of(key) is not None and key not in needed]
+    idle = [item for key, item in data.items() if layout.lineage_of(key) is not None and key not in looked.needed]
     return {
         "snapshots": sum("manifest" in of.objects and "deleted" not in of.objects for of in snapshots),
         "objects": len(data), "bytes": sum(item.size_bytes for item in data.values()), "hurt": hurt,
@@ -79,44 +82,40 @@ def _sum(items: Iterable[Listed]) -> Result:
     return {"objects": len(sizes), "bytes": sum(sizes)}
 
 
-def _later(store: ObjectStore, data: Mapping[str, Listed], manifests: Iterable[Manifest]) -> dict[str, Listed]:
-    """A second listing, if a snapshot that was committed during the first one needs it."""
-    if all(entry.key in data for manifest in manifests for entry in manifest.regions if entry.key is not None):
-        return {}
-    return {item.key: item for item in store.list(layout.LINEAGES).objects}
+def _look(store: ObjectStore, data: Mapping[str, Listed], entries: Mapping[str, RegionEntry], ways: Ways) -> _Looked:
+    """At indexes and what they name, by the listing `data`."""
 
+    def one(key: str) -> tuple[str, set[str], list[str]]:
+        return key, *_look_at(store, data, entries[key], key)
 
-def _indexes(
-    store: ObjectStore, data: Mapping[str, Listed], manifests: Iterable[Manifest], ways: Ways
-) -> dict[str, _Index]:
-    entries = {entry.key: entry for manifest in manifests for entry in manifest.regions if entry.key is not None}
-    found: dict[str, _Index] = {}
+    looked = _Looked()
     keys = sorted(entries)
     for start in range(0, len(keys), collect.READERS * 8):
         some = keys[start : start + collect.READERS * 8]
-        found |= collect.each(some, lambda key: (key, _look(store, data, key, entries[key])), ways.readers)
-        ways.progress(len(found), len(keys))
-    return found
+        for key, needs, wrong in collect.each(some, one, ways.readers):
+            looked.needed |= needs
+            if wrong:
+                looked.wrong[key] = wrong
+        ways.progress(start + len(some), len(keys))
+    return looked
 
 
-def _look(store: ObjectStore, data: Mapping[str, Listed], key: str, entry: RegionEntry) -> _Index:
-    index = _Index({key})
-    index.wrong += _wrong(data, key, entry.size_bytes)
-    if index.wrong:
-        return index
+def _look_at(store: ObjectStore, data: Mapping[str, Listed], entry: RegionEntry, key: str) -> tuple[set[str], list[str]]:
+    """What an index needs, and what of that is wrong."""
+    needs, wrong = {key}, _wrong(data, key, entry.size_bytes)
+    if wrong:
+        return needs, wrong
     try:
         packs = collect.read_packs(store, entry, key)
     except (DataCorrupt, Unsupported) as error:
-        index.wrong.append(error.message)
-        return index
+        return needs, [error.message]
     if packs is None:
-        index.wrong.append(f"{key} is missing")
-        return index
+        return needs, [f"{key} is missing"]
     for pack in packs:
         name = layout.pack(layout.lineage_of(key) or "", str(pack.name))
-        index.needs.add(name)
-        index.wrong += _wrong(data, name, pack.size_bytes)
-    return index
+        needs.add(name)
+        wrong += _wrong(data, name, pack.size_bytes)
+    return needs, wrong
 
 
 def _wrong(data: Mapping[str, Listed], key: str, size_bytes: int) -> list[str]:

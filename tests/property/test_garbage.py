@@ -16,7 +16,7 @@ from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.ids import snapshot_id
 from driver.store import layout
 from driver.store.port import Listing
-from driver.transfer import catalog, collect
+from driver.transfer import audit, catalog, collect
 from tests.property.histories import LINEAGES, MARGIN, History, Session, play
 from tests.property.town import View
 
@@ -105,6 +105,36 @@ def test_a_listing_that_lacks_what_was_just_written_removes_nothing() -> None:
     assert isinstance(actor.error, DataCorrupt)
     assert "cannot be relied on" in actor.error.hint
     assert history.town.objects == before
+
+
+def test_a_check_does_not_call_a_snapshot_hurt_that_was_committed_during_a_listing() -> None:
+    """The listing's first pages, with the packs, are from before it; the later ones show its index, and it is complete."""
+    history = quiet_history()
+    before = set(history.town.objects)
+    session = Session(history, "new", LINEAGES[1], [], 0.0, False)
+    history.sessions.append(session)
+    with history.in_its_time():
+        while not session.actor.ended:
+            session.actor.step()
+    listed: list[str] = []
+    told: dict[str, Any] = {}
+
+    class Slow(View):
+        def list(self, prefix: str) -> Listing:
+            found = super().list(prefix)
+            listed.append(prefix)
+            if listed.count(layout.LINEAGES) > 1:
+                return found
+            shown = (item for item in found.objects if item.key in before or "/packs/" not in item.key)
+            return Listing(tuple(shown), found.now)
+
+    actor = history.town.enter("check", lambda view: told.update(
+        audit.check(Slow(history.town, view.actor), collect.Ways(node="n", readers=1))
+    ))  # fmt: skip
+    while not actor.ended:
+        actor.step()
+    assert actor.error is None
+    assert (told["hurt"], told["snapshots"], listed.count(layout.LINEAGES)) == ([], 2, 2)
 
 
 def test_an_object_that_is_needed_and_not_there_removes_nothing_and_is_named() -> None:
