@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -114,10 +114,8 @@ def look(store: ObjectStore, ways: Ways, turn: Turn | None = None) -> World:
     if turn is not None:
         turn.check(listed)
     snapshots = _read_all(store, listed, ways)
-    world = World(listed.now, {item.key: item for item in data.objects}, snapshots, {})
-    indexes = garbage.indexes_to_read(world, ways.margin)
-    packs = _packs_of(store, indexes, turn, ways)
-    world = replace(world, packs_of={key: found for key, found in packs if found is not None})
+    world = World(listed.now, {item.key: item for item in data.objects}, snapshots)
+    world = _with_packs(store, world, turn, ways)
     if garbage.needed(world, ways.margin) <= world.data.keys():
         return world
     later = store.list(layout.LINEAGES)  # of snapshots that were committed after the first listing
@@ -142,7 +140,7 @@ def _read_all(store: ObjectStore, listed: Listing, ways: Ways) -> dict[str, Snap
         return read(store, Snapshot(*of), listed.now, ways.margin, entries)
 
     found = each(grouped(listed).items(), one, ways.readers)
-    world = World(listed.now, {}, {snapshot.id: snapshot for snapshot in found if snapshot is not None}, {})
+    world = World(listed.now, {}, {snapshot.id: snapshot for snapshot in found if snapshot is not None})
     for name in garbage.parents(world, ways.margin):
         parent = world.snapshots.get(name)
         if parent is not None and parent.manifest is None and "manifest" in parent.objects:
@@ -183,25 +181,28 @@ def _smaller(manifest: Manifest | Aborted, entries: dict[str, RegionEntry]) -> M
     return msgspec.structs.replace(manifest, regions=regions, statistics=None)
 
 
-def _packs_of(
-    store: ObjectStore, indexes: Mapping[str, RegionEntry], turn: Turn | None, ways: Ways
-) -> list[tuple[str, frozenset[str] | None]]:
-    """The packs of each index; None if it is not there. Raises DataCorrupt, Unsupported."""
-    found: list[tuple[str, frozenset[str] | None]] = []
+def _with_packs(store: ObjectStore, world: World, turn: Turn | None, ways: Ways) -> World:
+    """The same, with the packs of the indexes that stay. Raises DataCorrupt, Unsupported."""
+    kept, spared = garbage.kept_indexes(world, ways.margin), garbage.spared_indexes(world, ways.margin)
+    indexes = spared | kept
+    packs: set[str] = set()
+    spared_packs: set[str] = set()
     keys = sorted(indexes)
     for start in range(0, len(keys), DELETE_MAX):
         if turn is not None:
             turn.go_on()
         some = keys[start : start + DELETE_MAX]
-        found += each(some, lambda key: (key, _packs_in(store, indexes[key], key)), ways.readers)
-        ways.progress(len(found), len(keys))
-    return found
+        for key, found in each(some, lambda key: (key, _packs_in(store, world, indexes[key], key)), ways.readers):
+            (packs if key in kept else spared_packs).update(found)
+        ways.progress(start + len(some), len(keys))
+    return replace(world, packs=packs, spared_packs=spared_packs)
 
 
-def _packs_in(store: ObjectStore, entry: RegionEntry, key: str) -> frozenset[str] | None:
-    packs = read_packs(store, entry, key)
+def _packs_in(store: ObjectStore, world: World, entry: RegionEntry, key: str) -> list[str]:
+    """The packs of an index, none if it is not there: by the listing's own strings, which saves memory."""
     lineage = layout.lineage_of(key) or ""
-    return None if packs is None else frozenset(layout.pack(lineage, str(pack.name)) for pack in packs)
+    names = (layout.pack(lineage, str(pack.name)) for pack in read_packs(store, entry, key) or ())
+    return [world.data[name].key if name in world.data else name for name in names]
 
 
 def read_packs(store: ObjectStore, entry: RegionEntry, key: str) -> tuple[region.Pack, ...] | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -62,13 +62,14 @@ class World:
     """A repository at one time, `now`, by the store's clock.
 
     `data` is the listing of lineages, made *before* that of `snapshots`; `later` has the keys of another one, made after it.
-    `packs_of` has the packs of every index that is kept and that is there.
+    `packs` are those that the `kept_indexes` name, `spared_packs` those of the `spared_indexes`, as far as they are there.
     """
 
     now: float
     data: Mapping[str, Listed]
     snapshots: Mapping[str, Snapshot]
-    packs_of: Mapping[str, frozenset[str]]
+    packs: Set[str] = frozenset()
+    spared_packs: Set[str] = frozenset()
     later: frozenset[str] = frozenset()
 
 
@@ -137,15 +138,19 @@ def _indexes(manifests: Iterable[Manifest]) -> dict[str, RegionEntry]:
     return {entry.key: entry for manifest in manifests for entry in manifest.regions if entry.key is not None}
 
 
-def indexes_to_read(world: World, margin: float) -> dict[str, RegionEntry]:
-    """The indexes that stay, by key: `packs_of` has to have those of them that are there."""
-    return _indexes([*_spared(world, margin), *_kept(world, margin)])
+def kept_indexes(world: World, margin: float) -> dict[str, RegionEntry]:
+    """The indexes that must be there, by key."""
+    return _indexes(_kept(world, margin))
+
+
+def spared_indexes(world: World, margin: float) -> dict[str, RegionEntry]:
+    """The indexes that stay for a running session's sake, by key."""
+    return _indexes(_spared(world, margin))
 
 
 def needed(world: World, margin: float) -> set[str]:
-    """Every object that must be there, as far as `packs_of` tells."""
-    indexes = _indexes(_kept(world, margin)).keys()
-    return {*indexes, *(pack for index in indexes for pack in world.packs_of.get(index, ()))}
+    """Every object that must be there, as far as `packs` tells."""
+    return {*kept_indexes(world, margin), *world.packs}
 
 
 def plan(world: World, margin: float = MARGIN_SECONDS) -> Plan:
@@ -154,8 +159,7 @@ def plan(world: World, margin: float = MARGIN_SECONDS) -> Plan:
     _check_clock(world)
     kept = needed(world, margin)
     _check_complete(kept, world)
-    spared = _indexes(_spared(world, margin)).keys()
-    kept |= {*spared, *(pack for index in spared for pack in world.packs_of.get(index, ()))}
+    kept |= {*spared_indexes(world, margin), *world.spared_packs}
     since = _since(world, margin)
     gone = []
     for key, item in world.data.items():

@@ -5,9 +5,13 @@ The rules are docs/format.md's, "What may be removed, and when". STILLFRAME_HIST
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tracemalloc
+import uuid
 from typing import Any, Final
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,8 +19,10 @@ from hypothesis import strategies as st
 from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.ids import snapshot_id
 from driver.store import layout
-from driver.store.port import Listing
-from driver.transfer import audit, catalog, collect
+from driver.store.port import Listed, Listing
+from driver.transfer import audit, catalog, collect, garbage, region
+from driver.transfer.records import RegionEntry
+from driver.transfer.region import Chunk, Codec
 from tests.property.histories import LINEAGES, MARGIN, History, Session, play
 from tests.property.town import View
 
@@ -135,6 +141,38 @@ def test_a_check_does_not_call_a_snapshot_hurt_that_was_committed_during_a_listi
         actor.step()
     assert actor.error is None
     assert (told["hurt"], told["snapshots"], listed.count(layout.LINEAGES)) == ([], 2, 2)
+
+
+def test_what_many_snapshots_share_takes_memory_once() -> None:
+    """Hourly snapshots each have an index of a region that is written to, and these name much the same packs."""
+    history = quiet_history()
+    lineage, count = uuid.UUID(LINEAGES[0]), 256
+    packs = [uuid.UUID(int=1000 + number) for number in range(count)]
+    chunks = [Chunk(Codec.ZSTD, number, 0, 100, bytes(16)) for number in range(count)]
+    index = region.encode(region.build(0, lineage, chunks, {number: (pack, 100) for number, pack in enumerate(packs)}))
+    entry = RegionEntry(0, "", len(index), hashlib.sha256(index).hexdigest())
+    keys = [layout.region(LINEAGES[0], str(uuid.UUID(int=2000 + number))) for number in range(300)]
+    listed = {key: Listed(key, 1, 1e9) for key in [*keys, *(layout.pack(LINEAGES[0], str(pack)) for pack in packs)]}
+    (of,) = (of.manifest for of in history.told.values() if of.deleted is None)
+    regions = tuple(msgspec.structs.replace(entry, key=key) for key in keys)
+    manifest = msgspec.structs.replace(of, regions=regions)
+    snapshot = garbage.Snapshot(of.snapshot.id, {"manifest": Listed("m", 1, 1e9)}, manifest)
+    world = garbage.World(1e9, listed, {snapshot.id: snapshot})
+
+    class Full(View):
+        def get(self, key: str, maximum_bytes: int) -> bytes | None:
+            return index
+
+    store = Full(history.town, history.town.enter("look", lambda view: None))
+    tracemalloc.start()
+    try:
+        found = collect._with_packs(store, world, None, collect.Ways(node="n", readers=1))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        history.town.close()
+    assert len(found.packs) == count
+    assert peak < 2 << 20, "a name of one's own for each pack of each index takes 14 MiB"
 
 
 def test_an_object_that_is_needed_and_not_there_removes_nothing_and_is_named() -> None:
