@@ -24,7 +24,7 @@ from driver.core.errors import (
     Unsupported,
 )
 from driver.store import layout
-from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
+from driver.store.port import Body, Listed, Options, Page, Part, Pieces
 
 _BESIDE: Final = ".new-"
 _RECORD_BYTES_MAX: Final = 64 * 1024
@@ -114,11 +114,12 @@ class DirectoryStore:
                 return None
             return Listed(key, status.st_size, status.st_mtime)
 
-    def list(self, prefix: str) -> Listing:
+    def page(self, prefix: str, after: str | None) -> Page:
+        """All at once."""
         with self._translated("listing", prefix):
             self._check_folder()
             now = self._now()
-            return Listing(tuple(sorted(self._walk(self._path(prefix)), key=lambda item: item.key)), now)
+            return Page(tuple(sorted(self._walk(self._path(prefix)), key=lambda item: item.key)), now)
 
     def close(self) -> None:
         """Nothing is held open."""

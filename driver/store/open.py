@@ -11,7 +11,7 @@ from driver.core.errors import InvalidArgument, Unsupported
 from driver.core.settings import Repository
 from driver.store import layout
 from driver.store.directory import DirectoryStore
-from driver.store.port import ObjectStore, Options
+from driver.store.port import ObjectStore, Options, Store
 from driver.store.retry import Policy, Retrying, Watch
 
 PROBE_CONTENT: Final = b"stillframe: does this store honour If-None-Match?\n"
@@ -30,7 +30,7 @@ def open_store(
     that is to give credentials fails).
     """
     options = options or Options()
-    store: ObjectStore
+    store: Store
     parts = urlsplit(repository.url)
     if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         store = DirectoryStore(unquote(parts.path), options)

@@ -1,6 +1,7 @@
 """What an object store must do: the one interface that the layers above know. Standard library only.
 
-Keys are relative to the repository's prefix. Every call is one attempt; `driver.store.retry` repeats them. Any thread.
+Keys are relative to the repository's prefix. A `Store` does what it is asked once; `driver.store.retry` makes an
+`ObjectStore` of it, which repeats that. Any thread.
 
 Errors, from every method: RepositoryMissing (the bucket or folder itself is not there), AccessDenied, RepositoryUnavailable
 (may pass: worth another attempt), Unsupported (the store refuses what it is asked for), OutOfSpace, InvalidArgument
@@ -17,6 +18,10 @@ DELETE_MAX: Final = 1000
 """Keys of one DeleteObjects request (S3 API reference)."""
 Pieces = Sequence[memoryview | bytes]
 """The bytes of one object, in order. They must not change before the call returns."""
+
+
+def nothing() -> None:
+    """For who has nothing to do then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,15 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a listing, as one request brings it; `next` is what to ask for the part after it with, None for the last."""
+
+    objects: tuple[Listed, ...]
+    now: float
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How to reach a store. `pace` is called before each run of at most 256 KiB of a body and may sleep."""
 
@@ -54,8 +68,8 @@ class Options:
     pace: Callable[[int], None] | None = None
 
 
-class ObjectStore(Protocol):
-    """A repository's objects."""
+class _Objects(Protocol):
+    """What a store and its repeated requests have in common."""
 
     @property
     def where(self) -> str:
@@ -87,11 +101,23 @@ class ObjectStore(Protocol):
     def head(self, key: str) -> Listed | None:
         """Size and time of an object; None if there is none."""
 
-    def list(self, prefix: str) -> Listing:
-        """Every object whose key begins with `prefix`, which ends in a slash."""
-
     def close(self) -> None:
         """Drop connections."""
+
+
+class Store(_Objects, Protocol):
+    """A kind of store: each call is one attempt."""
+
+    def page(self, prefix: str, after: str | None) -> Page:
+        """Some of the objects whose key begins with `prefix`, which ends in a slash: the first ones, or those after a page
+        whose `next` is `after`."""
+
+
+class ObjectStore(_Objects, Protocol):
+    """A repository's objects, as the layers above use them."""
+
+    def list(self, prefix: str, between: Callable[[], None] = nothing) -> Listing:
+        """Every object whose key begins with `prefix`, which ends in a slash. `between` is called between its requests."""
 
 
 class Body:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import tenacity
 
 from driver.core.errors import RepositoryUnavailable
-from driver.store.port import Listed, Listing, ObjectStore, Part, Pieces
+from driver.store.port import Listed, Listing, Page, Part, Pieces, Store, nothing
 
 T = TypeVar("T")
 _FIRST_SECONDS: Final = 0.1
@@ -40,16 +40,12 @@ class Watch:
     retry: Callable[[], None]
 
 
-def _nothing() -> None:
-    pass
-
-
 class Retrying:
     """An ObjectStore whose calls are repeated as the policy says."""
 
-    def __init__(self, store: ObjectStore, policy: Policy, watch: Watch | None = None) -> None:
+    def __init__(self, store: Store, policy: Policy, watch: Watch | None = None) -> None:
         self._store = store
-        self._watch = watch or Watch(_nothing, _nothing)
+        self._watch = watch or Watch(nothing, nothing)
         stop = tenacity.stop_never if policy.seconds is None else tenacity.stop_after_delay(policy.seconds)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RepositoryUnavailable),
@@ -96,8 +92,18 @@ class Retrying:
     def head(self, key: str) -> Listed | None:
         return self._do(lambda: self._store.head(key))
 
-    def list(self, prefix: str) -> Listing:
-        return self._do(lambda: self._store.list(prefix))
+    def list(self, prefix: str, between: Callable[[], None] = nothing) -> Listing:
+        """As `ObjectStore.list`; each page is repeated by itself."""
+        page = self._page(prefix, None)
+        found, now = [*page.objects], page.now  # of the first one: nothing looks older than it is
+        while page.next is not None:
+            between()
+            page = self._page(prefix, page.next)
+            found += page.objects
+        return Listing(tuple(found), now)
+
+    def _page(self, prefix: str, after: str | None) -> Page:
+        return self._do(lambda: self._store.page(prefix, after))
 
     def close(self) -> None:
         self._store.close()

@@ -30,11 +30,11 @@ from driver.core.errors import (
     Unsupported,
 )
 from driver.core.settings import Repository
-from driver.store.port import Body, Listed, Listing, Options, Part, Pieces
+from driver.store.port import Body, Listed, Options, Page, Part, Pieces
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectIdentifierTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2RequestTypeDef, ObjectIdentifierTypeDef
 
 _REGION_DEFAULT: Final = "us-east-1"
 _REFUSED: Final = {
@@ -171,17 +171,23 @@ class S3Store:
                 return None
             return Listed(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
-    def list(self, prefix: str) -> Listing:
+    def page(self, prefix: str, after: str | None) -> Page:
+        wanted: ListObjectsV2RequestTypeDef = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if after is not None:
+            wanted["ContinuationToken"] = after
         with self._translated("listing", prefix):
-            found: list[Listed] = []
-            now = 0.0
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
-                now = now or _date(page["ResponseMetadata"]["HTTPHeaders"])  # of the first: nothing looks older than it is
-                for item in page.get("Contents", []):
-                    key = item["Key"][len(self._prefix) :]
-                    found.append(Listed(key, item["Size"], item["LastModified"].timestamp()))
-            return Listing(tuple(found), now)
+            answer = self._client.list_objects_v2(**wanted)
+        following = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+        if answer.get("IsTruncated") and following in (None, after):
+            raise Unsupported(
+                f"listing {self._prefix + prefix!r} in {self.where}: it ends early, and does not say how to go on",
+                "this store's listings cannot be relied on",
+            )
+        found = tuple(
+            Listed(item["Key"][len(self._prefix) :], item["Size"], item["LastModified"].timestamp())
+            for item in answer.get("Contents", [])
+        )
+        return Page(found, _date(answer["ResponseMetadata"]["HTTPHeaders"]), following)
 
     def close(self) -> None:
         self._client.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -18,13 +18,15 @@ import msgspec
 from driver.core.errors import DataCorrupt, FailedPrecondition, StillframeError, Unsupported
 from driver.host.clock import boottime
 from driver.store import layout
-from driver.store.port import DELETE_MAX, Listed, Listing, ObjectStore
+from driver.store.port import DELETE_MAX, Listed, Listing, ObjectStore, nothing
 from driver.transfer import catalog, garbage, records, region
 from driver.transfer.garbage import MARGIN_SECONDS, Plan, Snapshot, State, World
 from driver.transfer.records import Aborted, Manifest, Pending, RegionEntry
 from driver.transfer.turn import Turn
 
 READERS: Final = 8
+_BATCH: Final = 32 * READERS
+"""So many are read before the turn is looked at: minutes, with a store that is slow."""
 _REASON: Final = "nothing was heard of its session for longer than garbage collection waits"
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -107,18 +109,19 @@ def _turn(store: ObjectStore, ways: Ways) -> Iterator[Turn]:
 
 def look(store: ObjectStore, ways: Ways, turn: Turn | None = None) -> World:
     """The repository as it is. Raises DataCorrupt, Unsupported (a newer format, a store without a clock)."""
-    data = store.list(layout.LINEAGES)  # before the snapshots: docs/format.md
-    listed = store.list(layout.SNAPSHOTS)
+    go_on = nothing if turn is None else turn.go_on
+    data = store.list(layout.LINEAGES, go_on)  # before the snapshots: docs/format.md
+    listed = store.list(layout.SNAPSHOTS, go_on)
     if not listed.now:
         raise Unsupported(f"{store.where} does not tell its time (no Date header)", "nothing can be collected there")
     if turn is not None:
         turn.check(listed)
-    snapshots = _read_all(store, listed, ways)
+    snapshots = _read_all(store, listed, ways, go_on)
     world = World(listed.now, {item.key: item for item in data.objects}, snapshots)
-    world = _with_packs(store, world, turn, ways)
+    world = _with_packs(store, world, ways, go_on)
     if garbage.needed(world, ways.margin) <= world.data.keys():
         return world
-    later = store.list(layout.LINEAGES)  # of snapshots that were committed after the first listing
+    later = store.list(layout.LINEAGES, go_on)  # of snapshots that were committed after the first listing
     return replace(world, later=frozenset(item.key for item in later.objects))
 
 
@@ -132,15 +135,23 @@ def grouped(listed: Listing) -> dict[str, dict[str, Listed]]:
     return objects
 
 
-def _read_all(store: ObjectStore, listed: Listing, ways: Ways) -> dict[str, Snapshot]:
+def _batches(items: Sequence[K], go_on: Callable[[], None]) -> Iterator[Sequence[K]]:
+    """A few after a few, and `go_on` before each."""
+    for start in range(0, len(items), _BATCH):
+        go_on()
+        yield items[start : start + _BATCH]
+
+
+def _read_all(store: ObjectStore, listed: Listing, ways: Ways, go_on: Callable[[], None]) -> dict[str, Snapshot]:
     """Every snapshot, read; but none whose session was withdrawn since the listing."""
     entries: dict[str, RegionEntry] = {}
 
     def one(of: tuple[str, dict[str, Listed]]) -> Snapshot | None:
         return read(store, Snapshot(*of), listed.now, ways.margin, entries)
 
-    found = each(grouped(listed).items(), one, ways.readers)
-    world = World(listed.now, {}, {snapshot.id: snapshot for snapshot in found if snapshot is not None})
+    batches = _batches(list(grouped(listed).items()), go_on)
+    found = {snapshot.id: snapshot for some in batches for snapshot in each(some, one, ways.readers) if snapshot is not None}
+    world = World(listed.now, {}, found)
     for name in garbage.parents(world, ways.margin):
         parent = world.snapshots.get(name)
         if parent is not None and parent.manifest is None and "manifest" in parent.objects:
@@ -181,20 +192,18 @@ def _smaller(manifest: Manifest | Aborted, entries: dict[str, RegionEntry]) -> M
     return msgspec.structs.replace(manifest, regions=regions, statistics=None)
 
 
-def _with_packs(store: ObjectStore, world: World, turn: Turn | None, ways: Ways) -> World:
+def _with_packs(store: ObjectStore, world: World, ways: Ways, go_on: Callable[[], None]) -> World:
     """The same, with the packs of the indexes that stay. Raises DataCorrupt, Unsupported."""
     kept, spared = garbage.kept_indexes(world, ways.margin), garbage.spared_indexes(world, ways.margin)
     indexes = spared | kept
     packs: set[str] = set()
     spared_packs: set[str] = set()
-    keys = sorted(indexes)
-    for start in range(0, len(keys), DELETE_MAX):
-        if turn is not None:
-            turn.go_on()
-        some = keys[start : start + DELETE_MAX]
+    done = 0
+    for some in _batches(sorted(indexes), go_on):
         for key, found in each(some, lambda key: (key, _packs_in(store, world, indexes[key], key)), ways.readers):
             (packs if key in kept else spared_packs).update(found)
-        ways.progress(start + len(some), len(keys))
+        done += len(some)
+        ways.progress(done, len(indexes))
     return replace(world, packs=packs, spared_packs=spared_packs)
 
 

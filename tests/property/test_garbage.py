@@ -9,6 +9,7 @@ import hashlib
 import os
 import tracemalloc
 import uuid
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -19,10 +20,11 @@ from hypothesis import strategies as st
 from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.ids import snapshot_id
 from driver.store import layout
-from driver.store.port import Listed, Listing
+from driver.store.port import Listed, Listing, nothing
 from driver.transfer import audit, catalog, collect, garbage, region
 from driver.transfer.records import RegionEntry
 from driver.transfer.region import Chunk, Codec
+from driver.transfer.turn import HELD_UP_SECONDS
 from tests.property.histories import LINEAGES, MARGIN, History, Session, play
 from tests.property.town import View
 
@@ -96,8 +98,8 @@ def test_a_listing_that_lacks_what_was_just_written_removes_nothing() -> None:
     before = dict(history.town.objects)
 
     class Liar(View):
-        def list(self, prefix: str) -> Listing:
-            found = super().list(prefix)
+        def list(self, prefix: str, between: Callable[[], None] = nothing) -> Listing:
+            found = super().list(prefix, between)
             return Listing((), found.now) if prefix == layout.SNAPSHOTS else found
 
     ways = collect.Ways(node="n", readers=1, clock=lambda: history.town.now)
@@ -126,8 +128,8 @@ def test_a_check_does_not_call_a_snapshot_hurt_that_was_committed_during_a_listi
     told: dict[str, Any] = {}
 
     class Slow(View):
-        def list(self, prefix: str) -> Listing:
-            found = super().list(prefix)
+        def list(self, prefix: str, between: Callable[[], None] = nothing) -> Listing:
+            found = super().list(prefix, between)
             listed.append(prefix)
             if listed.count(layout.LINEAGES) > 1:
                 return found
@@ -141,6 +143,34 @@ def test_a_check_does_not_call_a_snapshot_hurt_that_was_committed_during_a_listi
         actor.step()
     assert actor.error is None
     assert (told["hurt"], told["snapshots"], listed.count(layout.LINEAGES)) == ([], 2, 2)
+
+
+def test_a_slow_store_does_not_hold_a_collection_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing and reading may take longer than a turn lasts: it is renewed meanwhile."""
+    monkeypatch.setattr(collect, "_BATCH", 1)
+    history = quiet_history()
+
+    class Slow(View):
+        def get(self, key: str, maximum_bytes: int) -> bytes | None:
+            history.town.now += 420
+            return super().get(key, maximum_bytes)
+
+        def list(self, prefix: str, between: Callable[[], None] = nothing) -> Listing:
+            history.town.now += 420
+            return super().list(prefix, between)
+
+    ways = collect.Ways(node="n", readers=1, clock=lambda: history.town.now)
+    told: dict[str, Any] = {}
+    began = history.town.now
+
+    def run(view: View) -> None:
+        told.update(collect.collect(Slow(history.town, view.actor), conditions=True, dry_run=False, ways=ways))
+
+    actor = history.town.enter("collection", run)
+    while not actor.ended:
+        actor.step()
+    assert actor.error is None, actor.error
+    assert told["removed"] > 0 and history.town.now - began > HELD_UP_SECONDS
 
 
 def test_what_many_snapshots_share_takes_memory_once() -> None:
@@ -166,7 +196,7 @@ def test_what_many_snapshots_share_takes_memory_once() -> None:
     store = Full(history.town, history.town.enter("look", lambda view: None))
     tracemalloc.start()
     try:
-        found = collect._with_packs(store, world, None, collect.Ways(node="n", readers=1))
+        found = collect._with_packs(store, world, collect.Ways(node="n", readers=1), nothing)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from driver.core.errors import StillframeError
-from driver.store.port import Listed, Listing, Part, Pieces
+from driver.store.port import Listed, Listing, Part, Pieces, nothing
 
 HOUR: Final = 3600.0
 
@@ -193,7 +193,7 @@ class View:
         found = self._town.objects.get(key)
         return None if found is None else Listed(key, len(found[0]), found[1])
 
-    def list(self, prefix: str) -> Listing:
+    def list(self, prefix: str, between: Callable[[], None] = nothing) -> Listing:
         """In pages: what comes and goes meanwhile may be in it, or not."""
         found: list[Listed] = []
         began, last = 0.0, ""
@@ -206,6 +206,7 @@ class View:
             if len(some) == len(keys):
                 return Listing(tuple(found), began)
             last = some[-1]
+            between()
 
     def close(self) -> None:
         pass
