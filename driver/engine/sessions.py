@@ -176,6 +176,7 @@ class Sessions:
         for volume in of:
             self._check_may_begin(volume)
         admitted: list[SessionRecord] = []
+        began = datetime.now(UTC).isoformat()
         try:
             for volume, record in zip(of, wanted, strict=True):
                 admitted.append(self._shares.admit(record))
@@ -186,7 +187,7 @@ class Sessions:
                 self._undo(record)
                 if record.repository:
                     with contextlib.suppress(StillframeError):
-                        self._watcher.withdraw(record)
+                        self._watcher.withdraw(record, since=began)
             raise
 
     def _announce(self, record: SessionRecord, parents: Sequence[dict[str, str]]) -> SessionRecord:

@@ -206,9 +206,10 @@ class Watcher:
             return
         self._table.save(record.changed(state="failed", error=_lost()))
 
-    def withdraw(self, record: SessionRecord) -> None:
-        """Take back the pending.json of a session that came to nothing before its sender was started. Raises what the repository answers."""
-        self._transfer.ask(catalog_job(record), "withdraw", self._named(record))
+    def withdraw(self, record: SessionRecord, since: str | None = None) -> None:
+        """Take back the pending.json of a session that came to nothing before its sender was started, unless it was begun
+        before `since`: then it is another one's. Raises what the repository answers."""
+        self._transfer.ask(catalog_job(record), "withdraw", self._named(record) | {"since": since})
 
     def _named(self, record: SessionRecord) -> dict[str, Any]:
         """What tells a session from others of the same name."""

@@ -209,12 +209,14 @@ def _pending(of: Beginning, begun: str) -> bytes:
     return records.encode(pending)
 
 
-def withdraw(store: ObjectStore, snapshot: str, volume: str, node: str) -> None:
-    """Undo `begin`: the name is free again. Nothing happens to a snapshot that has a manifest, or is made elsewhere. Only
-    where there was no sender yet: its last request may come after its death."""
+def withdraw(store: ObjectStore, snapshot: str, volume: str, node: str, since: str | None = None) -> None:
+    """Undo `begin`, where there was no sender yet, whose last request may come after its death: the name is free again.
+    Nothing happens to a snapshot that has a manifest, is made elsewhere, or was begun before `since` by the node's clock."""
     if store.head(layout.manifest(snapshot)) is None:
         pending = _read_pending(store, snapshot)
-        if pending is not None and (pending.volume.id, pending.node) == (volume, node):
+        if pending is None or (pending.volume.id, pending.node) != (volume, node):
+            return
+        if since is None or datetime.fromisoformat(pending.begun) >= datetime.fromisoformat(since):
             store.delete(layout.pending(snapshot))
 
 

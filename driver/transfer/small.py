@@ -94,7 +94,7 @@ def delete(repository: Repository, store: ObjectStore, spec: Spec, result: Resul
 def withdraw(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
     """specs.Withdraw -> {}: undo `begin` for a session that came to nothing."""
     wanted = specs.parse(spec, specs.Withdraw)
-    catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node)
+    catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node, wanted.since)
 
 
 def settle(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:

@@ -32,12 +32,13 @@ class OfSnapshot(msgspec.Struct, frozen=True):
 
 
 class Withdraw(msgspec.Struct, frozen=True):
-    """Only what that volume's session on that node has announced is taken back."""
+    """Only what that volume's session on that node has announced, and not before `since`, is taken back."""
 
     repository: Text
     snapshot: Id
     volume: Id
     node: Text
+    since: Time | None = None
 
 
 class Settle(msgspec.Struct, frozen=True):

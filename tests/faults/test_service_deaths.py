@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from driver.core.errors import NotFound, StillframeError
+from driver.core.errors import AlreadyExists, NotFound, StillframeError
 from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
 from driver.transfer import records
@@ -140,6 +142,24 @@ def test_what_was_begun_but_never_answered_is_forgotten(one: Engine) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert not (manifest.parent / "pending.json").exists()
+
+
+def test_the_marker_of_a_session_that_is_not_taken_over_stays(one: Engine) -> None:
+    """Garbage collection is about to fence it: with the marker away, it would not know of it."""
+    fill(one.volume("v", SIZE))
+    one.call("snapshot.create", volume="v", name="s")
+    one.wait_snapshot("s")
+    snapshots = one.state.parent / "repository" / "snapshots"
+    pending = records.decode((snapshots / snapshot_id("s") / "pending.json").read_bytes(), records.Pending, "pending")
+    silent = (datetime.now(UTC) - timedelta(hours=13)).isoformat()
+    named = records.Named(snapshot_id("silent"), "silent")
+    left = records.encode(msgspec.structs.replace(pending, snapshot=named, begun=silent, heartbeat=silent))
+    path = snapshots / named.id / "pending.json"
+    path.parent.mkdir()
+    path.write_bytes(left)
+    with pytest.raises(AlreadyExists, match="not heard of since"):
+        one.call("snapshot.create", volume="v", name="silent")
+    assert path.read_bytes() == left
 
 
 def test_a_lost_session_is_fenced(one: Engine) -> None:
