@@ -52,8 +52,9 @@ class SessionRecord:
     """A session. `state` is preparing, uploading, committed, failed or aborted; `created` is the cut's time.
 
     `group` names the group snapshot that it belongs to; `target` is the id of the volume that it clones into. `parent` is
-    the snapshot that it builds on (id, created, size_bytes); `repository_id` is the repository's own; `pending_chunks` is how many chunks it has to read;
-    `base_number` is the volume's when it began.
+    the snapshot that it builds on (id, created, size_bytes); `repository_id` is the repository's own; it took
+    `begin_requests` to begin; `pending_chunks` is how many chunks it has to read; `base_number` is the volume's when it
+    began.
     """
 
     id: str
@@ -77,6 +78,7 @@ class SessionRecord:
     parent: dict[str, Any] | None = None
     pending_chunks: int = 0
     repository_id: str | None = None
+    begin_requests: int = 0
     conditional_put: bool | None = None
     base_number: int = 0
 

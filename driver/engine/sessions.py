@@ -29,7 +29,7 @@ from driver.engine.watcher import Watcher, catalog_job
 from driver.host.clock import boottime
 from driver.host.freeze import frozen
 from driver.host.log import say
-from driver.transfer.packbuffer import memory_bytes, note_heard
+from driver.transfer.packbuffer import memory_bytes, note_begun
 
 _POLL_SECONDS: Final = 0.05
 _PARENTS_MAX: Final = 3
@@ -201,7 +201,8 @@ class Sessions:
             "node": self._settings.node, "group": record.group, "parents": list(parents),
         }  # fmt: skip
         begun = self._transfer.ask(catalog_job(record), "begin", spec)
-        return record.changed(**{key: begun[key] for key in ("parent", "repository_id", "conditional_put")})
+        known = {key: begun[key] for key in ("parent", "repository_id", "conditional_put")}
+        return record.changed(**known, begin_requests=begun["requests"])
 
     def _parents(self, of: VolumeRecord, record: SessionRecord) -> list[dict[str, str]]:
         """The snapshots in the same repository that a new one could build on, best first: the one that what was written is
@@ -257,7 +258,7 @@ class Sessions:
         packs = os.memfd_create("stillframe-packs", os.MFD_CLOEXEC)
         try:
             os.ftruncate(packs, memory_bytes(divide(record.budget_bytes).packs))
-            note_heard(packs, boottime())
+            note_begun(packs, boottime(), record.begin_requests)
             spool = os.open(
                 self._folder.session_folder(record.id) / "spool", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
             )

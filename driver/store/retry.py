@@ -45,6 +45,7 @@ class Retrying:
 
     def __init__(self, store: Store, policy: Policy, watch: Watch | None = None) -> None:
         self._store = store
+        self._policy = policy
         self._watch = watch or Watch(nothing, nothing)
         stop = tenacity.stop_never if policy.seconds is None else tenacity.stop_after_delay(policy.seconds)
         self._retrying = tenacity.Retrying(
@@ -54,6 +55,10 @@ class Retrying:
             before=self._before,
             reraise=True,
         )
+
+    def watched(self, watch: Watch) -> Retrying:
+        """The same store, whose attempts `watch` is told of instead."""
+        return Retrying(self._store, self._policy, watch)
 
     def _before(self, state: tenacity.RetryCallState) -> None:
         self._watch.request()

@@ -39,7 +39,7 @@ class Header(enum.IntEnum):
     SWEEP_DONE = 0  # sweeper: every chunk that the parent lacks is in a buffer that is READY or was
     SWEPT_CHUNKS = 1  # sweeper, before SWEEP_DONE: how many those are
     UPLOADED_BYTES = 8  # sender, from here on: bytes of objects that the store has confirmed
-    REQUESTS = 9  # requests sent, retries included
+    REQUESTS = 9  # requests sent, retries and what it took to begin included
     STORED_CHUNKS = 10  # chunks confirmed, zero ones not counted
     ZERO_CHUNKS = 11
     RETRIES = 12
@@ -73,9 +73,11 @@ def memory_bytes(packs: int) -> int:
     return HEADER_BYTES + packs * BUFFER_BYTES
 
 
-def note_heard(fd: int, at: float) -> None:
-    """Note in new memory that pending.json was written at `at`, in seconds of CLOCK_BOOTTIME."""
+def note_begun(fd: int, at: float, requests: int) -> None:
+    """Note in new memory that pending.json was written at `at`, in seconds of CLOCK_BOOTTIME, and how many requests it took
+    to begin."""
     os.pwrite(fd, round(at * 1000).to_bytes(8, sys.byteorder), Header.HEARD_MILLISECONDS * 8)
+    os.pwrite(fd, requests.to_bytes(8, sys.byteorder), Header.REQUESTS * 8)
 
 
 class PackBuffers:

@@ -14,8 +14,8 @@ from typing import Any, Final
 from driver.core import settings
 from driver.core.settings import Repository
 from driver.store.open import honours_conditions, open_store
-from driver.store.port import ObjectStore, Options
-from driver.store.retry import BRIEF
+from driver.store.port import ObjectStore, Options, nothing
+from driver.store.retry import BRIEF, Retrying, Watch
 from driver.transfer import catalog, specs
 
 _OPTIONS: Final = Options(connections=8, connect_seconds=3.0, read_seconds=4.0)
@@ -29,9 +29,9 @@ class Stores:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _open; nothing is asked of a store with it held
-        self._open: dict[tuple[Repository, int], ObjectStore] = {}
+        self._open: dict[tuple[Repository, int], Retrying] = {}
 
-    def get(self, repository: Repository) -> ObjectStore:
+    def get(self, repository: Repository) -> Retrying:
         """Raises InvalidArgument, AccessDenied."""
         key = (repository, _changed(repository.credentials))
         with self._lock:
@@ -51,9 +51,16 @@ def _changed(path: str | None) -> int:
         return 0
 
 
-def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
-    """specs.Begin -> {repository_id, conditional_put, warning, parent: {id, created, size_bytes} or None}; with AlreadyExists
-    perhaps {manifest}"""
+def begin(repository: Repository, store: Retrying, spec: Spec, result: Result) -> None:
+    """specs.Begin -> {repository_id, conditional_put, warning, parent: {id, created, size_bytes} or None, requests}; with
+    AlreadyExists perhaps {manifest}"""
+    requests = 0
+
+    def count() -> None:
+        nonlocal requests
+        requests += 1
+
+    store = store.watched(Watch(count, nothing))
     session = specs.parse(spec, specs.Begin)
     repository_id = catalog.open_repository(store, was_used=bool(session.parents))
     conditions = honours_conditions(repository, store)
@@ -63,7 +70,8 @@ def begin(repository: Repository, store: ObjectStore, spec: Spec, result: Result
     if found is not None:
         parent = {"id": found.snapshot.id, "created": found.created, "size_bytes": found.size_bytes}
     result.update(
-        repository_id=repository_id, conditional_put=conditions, warning=catalog.warning(conditions), parent=parent
+        repository_id=repository_id, conditional_put=conditions, warning=catalog.warning(conditions), parent=parent,
+        requests=requests,
     )  # fmt: skip
 
 
@@ -108,7 +116,7 @@ def settle(repository: Repository, store: ObjectStore, spec: Spec, result: Resul
     result.update(catalog.show(store, repository.name, wanted.snapshot))
 
 
-JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] = {
+JOBS: Final[dict[str, Callable[[Repository, Retrying, Spec, Result], None]]] = {
     "begin": begin,
     "withdraw": withdraw,
     "settle": settle,

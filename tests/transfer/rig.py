@@ -19,6 +19,7 @@ import pytest
 from driver.core import messages
 from driver.core.errors import StillframeError
 from driver.core.ids import new_id, snapshot_id
+from driver.transfer.packbuffer import Header
 from tests.servers import S3Server, credentials_file, repository_tables
 from tests.transfer.feed import Feed, make_packs
 
@@ -139,6 +140,7 @@ class Session:
     def begin(self) -> dict[str, Any]:
         begun = self.rig.run("begin", {**self.spec, "snapshot": {"id": self.id, "name": self.name}})
         self.spec["repository_id"] = begun["repository_id"]
+        self.feed.packs.set(Header.REQUESTS, begun["requests"])
         return begun
 
     def start_send(self) -> str:

@@ -37,7 +37,7 @@ def test_what_was_sent_comes_back(rig: Rig, kind: str, request: pytest.FixtureRe
     assert summary["size_bytes"] == len(volume)
     stored = sum(volume[at : at + CHUNK_BYTES] != bytes(CHUNK_BYTES) for at in range(0, len(volume), CHUNK_BYTES))
     assert summary["stored_bytes"] == stored * CHUNK_BYTES
-    assert summary["requests"] <= len(volume) // (16 * MIB) + 1 + 6
+    assert summary["requests"] <= len(volume) // (16 * MIB) + 1 + 12
     assert rig.run("show", {"repository": repository, "snapshot": session.id}) == summary
     assert rig.run("list", {"repository": repository})["snapshots"] == [summary]
     verified = rig.run("verify", {"repository": repository, "snapshot": session.id})
