@@ -140,10 +140,11 @@ def begin(
     return None
 
 
-def parent(store: ObjectStore, of: Ancestor, lineage: str) -> Manifest:
-    """The manifest of a snapshot that a session of that lineage builds on; its pending.json names it. Raises NotFound,
-    DataCorrupt, Unsupported."""
-    found = read_manifest(store, of.id)
+def parent(store: ObjectStore, of: Ancestor, lineage: str, seen: str | None = None) -> Manifest:
+    """The manifest of a snapshot that a session of that lineage builds on; its pending.json names it. `seen` is that
+    manifest.json, read since then. Raises NotFound, DataCorrupt, Unsupported."""
+    key = layout.manifest(of.id)
+    found = read_manifest(store, of.id) if seen is None else records.decode_manifest(seen.encode(), key)
     if not isinstance(found, Manifest) or (found.lineage, found.created) != (lineage, of.created):
         raise NotFound(
             f"the snapshot to build on, {of.id} of {of.created}, is not in {store.where}",

@@ -78,10 +78,12 @@ def run_send(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Re
     total = spec.pending_chunks * CHUNK_BYTES
     report.keep_on(lambda: _progress(_chunks_done(packs) * CHUNK_BYTES, total, packs.get(Header.REQUESTS)))
     spool = Spool(spool_fd, chunks_of(session.size_bytes))
-    catalog.check_same(store, spec.repository_id)
+    if spec.seen is None:
+        catalog.check_same(store, spec.repository_id)
     parent = None
     if spec.parent is not None:
-        parent = Parent(store, catalog.parent(store, spec.parent, spec.lineage), spool)
+        seen = spec.seen.parent if spec.seen is not None else None
+        parent = Parent(store, catalog.parent(store, spec.parent, spec.lineage, seen), spool)
     conditions = honours_conditions(repository, store) if spec.conditional_put is None else spec.conditional_put
     sender = send.Sender(
         store, session, packs, spool, meter, conditions=conditions, parent=parent,

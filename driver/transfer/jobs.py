@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from driver.core import settings
 from driver.core.errors import (
     Busy,
     FailedPrecondition,
@@ -31,7 +32,8 @@ from driver.core.errors import (
 from driver.core.messages import close_all
 from driver.host.log import say
 from driver.host.spawn import popen_module
-from driver.transfer import small
+from driver.transfer import small, specs
+from driver.transfer.begun import Begun
 from driver.transfer.specs import DESCRIPTORS, OF_SESSIONS
 
 _WAIT_SECONDS_MAX: Final = 10.0
@@ -41,7 +43,7 @@ _AGAIN_SECONDS: Final = 0.05
 _LOOK_UP_SECONDS: Final = 0.5
 _SILENT_SECONDS: Final = 10.0
 """A process that has not told its progress for so long hangs, and is killed; it tells five times a second."""
-_SPEC_BYTES_MAX: Final = 60_000  # a pipe takes 64 KiB without a reader (pipe(7))
+_SPEC_BYTES_MAX: Final = 60_000
 
 
 class Spawner:
@@ -120,6 +122,7 @@ class Jobs:
         self._state = state
         self._spawner = spawner
         self._stores = small.Stores()
+        self._begun = Begun()
         self._table = threading.Lock()  # guards _jobs
         self._jobs: dict[str, Job] = {}
 
@@ -127,7 +130,7 @@ class Jobs:
         """Takes over `fds`. A finished job of that name is replaced. Raises Busy, InvalidArgument."""
         try:
             wanted = DESCRIPTORS.get(kind, 0)
-            if kind not in DESCRIPTORS and kind not in small.JOBS:
+            if kind not in DESCRIPTORS and kind not in small.KINDS:
                 raise InvalidArgument(f"there is no kind of job {kind!r}")
             if len(fds) != wanted:
                 raise InvalidArgument(f"a {kind} job takes {wanted} descriptors, not {len(fds)}")
@@ -187,15 +190,17 @@ class Jobs:
 
     def _run_small(self, job: Job) -> None:
         result = job.result
-        small.run(self._stores, self._state, job.kind, job.spec, result)
+        small.run(self._stores, self._begun, self._state, job.kind, job.spec, result)
         job.end(None, result)
 
     # --- jobs with a process
 
     def _run_process(self, job: Job) -> None:
         deaths: deque[float] = deque(maxlen=_DEATHS_MAX)
+        spec = self._with_what_was_seen(job.spec) if job.kind == "send" else job.spec
         while True:
-            code, final = self._one_process(job)
+            code, final = self._one_process(job, spec)
+            spec = job.spec
             if job.cancelled:
                 raise FailedPrecondition(f"the {job.kind} was cancelled")
             if "result" in final:
@@ -214,20 +219,27 @@ class Jobs:
             say("transfer", f"a {job.kind} process ended with {_ending(code)}; starting it again")
             time.sleep(_AGAIN_SECONDS)
 
-    def _one_process(self, job: Job) -> tuple[int, dict[str, Any]]:
+    def _with_what_was_seen(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """For a session's first sender. Raises InvalidArgument, NotFound."""
+        wanted = specs.parse(spec, specs.Send)
+        seen = self._begun.take(wanted, settings.repository(self._state, wanted.repository))
+        return spec if seen is None else {**spec, "seen": {"parent": seen.parent}}
+
+    def _one_process(self, job: Job, spec: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """Run a process to its end: its exit code (negative: a signal) and its last word, if it had one."""
-        spec_read, spec_write = os.pipe2(os.O_CLOEXEC)
         told_read, told_write = os.pipe2(os.O_CLOEXEC)
+        described = os.memfd_create("stillframe-job", os.MFD_CLOEXEC)
         try:
-            os.write(spec_write, json.dumps(job.spec).encode())
-            os.close(spec_write)
-            arguments = [str(self._state), job.kind, str(spec_read), str(told_write), *map(str, job.fds)]
-            process = self._spawner.start("driver.transfer.job", arguments, [spec_read, told_write, *job.fds])
+            with open(described, "w", closefd=False) as file:
+                json.dump(spec, file)
+            os.lseek(described, 0, os.SEEK_SET)
+            arguments = [str(self._state), job.kind, str(described), str(told_write), *map(str, job.fds)]
+            process = self._spawner.start("driver.transfer.job", arguments, [described, told_write, *job.fds])
         except OSError as error:
             os.close(told_read)
             raise Internal(f"cannot start a {job.kind} process: {error}") from error
         finally:
-            close_all([spec_read, told_write])
+            close_all([described, told_write])
         with job.changed:
             job.process = process
             if job.cancelled:

@@ -17,6 +17,7 @@ from driver.store.open import honours_conditions, open_store
 from driver.store.port import ObjectStore, Options, nothing
 from driver.store.retry import BRIEF, Retrying, Watch
 from driver.transfer import catalog, specs
+from driver.transfer.begun import Begun
 
 _OPTIONS: Final = Options(connections=8, connect_seconds=3.0, read_seconds=4.0)
 _KEPT: Final = 8
@@ -51,7 +52,7 @@ def _changed(path: str | None) -> int:
         return 0
 
 
-def begin(repository: Repository, store: Retrying, spec: Spec, result: Result) -> None:
+def begin(repository: Repository, store: Retrying, spec: Spec, result: Result, begun: Begun) -> None:
     """specs.Begin -> {repository_id, conditional_put, warning, parent: {id, created, size_bytes} or None, requests}; with
     AlreadyExists perhaps {manifest}"""
     requests = 0
@@ -66,6 +67,7 @@ def begin(repository: Repository, store: Retrying, spec: Spec, result: Result) -
     conditions = honours_conditions(repository, store)
     of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
     found = catalog.begin(store, of, session.parents, result, repository.name, conditions=conditions)
+    begun.note(session.snapshot.id, repository, repository_id, found)
     parent = None
     if found is not None:
         parent = {"id": found.snapshot.id, "created": found.created, "size_bytes": found.size_bytes}
@@ -116,8 +118,7 @@ def settle(repository: Repository, store: ObjectStore, spec: Spec, result: Resul
     result.update(catalog.show(store, repository.name, wanted.snapshot))
 
 
-JOBS: Final[dict[str, Callable[[Repository, Retrying, Spec, Result], None]]] = {
-    "begin": begin,
+JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] = {
     "withdraw": withdraw,
     "settle": settle,
     "check": check,
@@ -127,8 +128,15 @@ JOBS: Final[dict[str, Callable[[Repository, Retrying, Spec, Result], None]]] = {
 }
 
 
-def run(stores: Stores, state: Path, kind: str, spec: Spec, result: Result) -> None:
+KINDS: Final = frozenset({"begin", *JOBS})
+
+
+def run(stores: Stores, begun: Begun, state: Path, kind: str, spec: Spec, result: Result) -> None:
     """Fill in the result of a small job. Raises every StillframeError."""
     name = specs.parse(spec, specs.OfRepository).repository
     repository = settings.repository(state, name)
-    JOBS[kind](repository, stores.get(repository), spec, result)
+    store = stores.get(repository)
+    if kind == "begin":
+        begin(repository, store, spec, result, begun)
+    else:
+        JOBS[kind](repository, store, spec, result)

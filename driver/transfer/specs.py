@@ -112,10 +112,17 @@ class Volume(msgspec.Struct, frozen=True):
     logical_block_size: Literal[512, 4096]
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """What `begin` saw in the session's repository just before: its `repository_id`, and the parent's manifest.json."""
+
+    parent: str | None
+
+
 class Send(msgspec.Struct, frozen=True):
-    """A session to upload. A rate of 0 is no limit; the file at `statistics_path`, if any, goes into the manifest. What the
-    session does not send is the `parent`'s. `repository_id` is that of the repository it was begun in. `pending_chunks` is how many chunks it has to read, for the progress. Whether
-    the store honours conditional PUTs is found out if it is not told."""
+    """A session to upload. `repository_id` is that of the repository it was begun in. A rate of 0 is no limit; the file at
+    `statistics_path`, if any, goes into the manifest. What the session does not send is the `parent`'s. `pending_chunks` is
+    how many chunks it has to read, for the progress. Whether the store honours conditional PUTs is found out if it is not
+    told. What the supervisor does not add as `seen`, the sender looks at itself."""
 
     repository: Text
     repository_id: Id
@@ -129,6 +136,7 @@ class Send(msgspec.Struct, frozen=True):
     parent: Ancestor | None = None
     pending_chunks: Annotated[int, Meta(ge=0)] = 0
     conditional_put: bool | None = None
+    seen: Seen | None = None
 
 
 class Clone(msgspec.Struct, frozen=True):

@@ -90,6 +90,19 @@ def test_a_session_does_not_go_on_in_another_place(rig: Rig) -> None:
     session.close()
 
 
+def test_a_session_does_not_begin_in_one_place_and_send_to_another(rig: Rig) -> None:
+    repository = rig.add_folder()
+    session = rig.session(repository, make_volume(20))
+    session.begin()
+    rig.add(repository, **rig.repositories[rig.add_folder("other")])
+    rig.run("check", {"repository": "other"})
+    session.feed.start()
+    with pytest.raises(RepositoryMissing, match="not the repository that the snapshot was begun in"):
+        rig.wait(session.start_send())
+    assert not (rig.folder / "repository-other" / "lineages").exists()
+    session.close()
+
+
 def test_a_folder_that_is_away_is_waited_for(rig: Rig) -> None:
     """As if it were a mount: in its place is an empty one, into which nothing goes."""
     repository = rig.add_folder()
