@@ -37,15 +37,15 @@ def json_object(path: Path, kind: str) -> dict[str, Any]:
     return content
 
 
-def index(path: Path, size: int, sha256: str, lineage: str, number: int) -> tuple[list[Any], list[Any]]:
-    """The packs (UUID, size, live, share) and the chunks (codec, pack, offset, length, digest) of a region."""
+def index(path: Path, size: int, sha256: str, lineage: str, number: int, count: int) -> tuple[list[Any], list[Any]]:
+    """The packs (UUID, size, live, share) and the `count` chunks (codec, pack, offset, length, digest) of a region."""
     data = path.read_bytes()
     if len(data) != size or hashlib.sha256(data).hexdigest() != sha256 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
         raise Refused(f"{path}: its digest is wrong")
     magic, version, cipher, features, region, chunks, packs, chunk_bytes, of = struct.unpack_from("<8sHHIIIII16s", data)
     if (magic, version, cipher, features, chunk_bytes) != (b"SFREGION", 1, 0, 0, CHUNK):
         raise Refused(f"{path}: version {version}, cipher {cipher}, features {features}")
-    if (region, uuid.UUID(bytes=of)) != (number, uuid.UUID(lineage)):
+    if (region, chunks, uuid.UUID(bytes=of)) != (number, count, uuid.UUID(lineage)):
         raise Refused(f"{path}: of another region")
     found = list(struct.iter_unpack("<16sIII", data[64 : 64 + 28 * packs]))
     return found, list(struct.iter_unpack("<B3xIII16s", data[64 + 28 * packs : 64 + 28 * packs + 32 * chunks]))
@@ -74,7 +74,8 @@ def restore(folder: Path, snapshot: str, target: Path) -> None:
         snapshot = str(uuid.UUID(snapshot))
     except ValueError:
         snapshot = str(uuid.uuid5(NAMES, snapshot))
-    json_object(folder / "stillframe.json", "repository")
+    if (folder / "stillframe.json").exists():
+        json_object(folder / "stillframe.json", "repository")
     manifest = json_object(folder / f"snapshots/{snapshot}/manifest.json", "snapshot")
     if (folder / f"snapshots/{snapshot}/deleted.json").exists():
         raise Refused(f"{snapshot} was deleted")
@@ -84,7 +85,8 @@ def restore(folder: Path, snapshot: str, target: Path) -> None:
         for number, key, size, sha256, stored in manifest["regions"]:
             if key is None:
                 continue
-            packs, chunks = index(folder / key, size, sha256, manifest["lineage"], number)
+            count = min(REGION_CHUNKS, manifest["size_bytes"] // CHUNK - number * REGION_CHUNKS)
+            packs, chunks = index(folder / key, size, sha256, manifest["lineage"], number, count)
             if stored != sum(entry[0] != 1 for entry in chunks):
                 raise Refused(f"{key}: {stored} chunks of data are said to be there")
             for place, entry in enumerate(chunks):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import uuid
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 
+from driver.core.errors import DataCorrupt
+from driver.core.sizes import CHUNK_BYTES
+from driver.store import layout
+from driver.transfer import records, region
 from tests.reader import Refused, restore
 from tests.transfer.rig import Rig
 from tests.transfer.test_incremental import changed, next_session, send
-from tests.transfer.volumes import make_volume
+from tests.transfer.volumes import make_volume, random_volume
 
 
 def test_it_restores_a_snapshot_and_one_that_builds_on_it(rig: Rig) -> None:
@@ -38,6 +47,30 @@ def test_it_refuses_what_was_altered(rig: Rig, part: str) -> None:
     path.write_bytes(data)
     with pytest.raises((Refused, zstandard.ZstdError)):
         restore(repository, session.id, rig.folder / "restored")
+    session.close()
+
+
+@pytest.mark.parametrize("wrong", [{"number": 1}, {"lineage": uuid.UUID(int=7)}, {"chunks": 30}])
+def test_it_refuses_the_index_of_another_region(rig: Rig, wrong: dict[str, Any]) -> None:
+    """One that is whole in itself, and that the manifest names; so does Stillframe. What it lacks is not zero."""
+    session = rig.session(rig.add_folder(), random_volume(30) + bytes(10 * CHUNK_BYTES))
+    session.send()
+    folder = rig.folder / "repository-folder"
+    path = folder / layout.manifest(session.id)
+    manifest = records.decode_manifest(path.read_bytes(), "manifest")
+    assert isinstance(manifest, records.Manifest)
+    (entry,) = manifest.regions
+    index = region.decode((folder / str(entry.key)).read_bytes(), "index")
+    if "chunks" in wrong:
+        wrong = {"chunks": index.chunks[: wrong["chunks"]]}
+    data = region.encode(dataclasses.replace(index, **wrong))
+    (folder / str(entry.key)).write_bytes(data)
+    named = msgspec.structs.replace(entry, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    path.write_bytes(records.encode(msgspec.structs.replace(manifest, regions=(named,))))
+    with pytest.raises(Refused, match="of another region"):
+        restore(folder, session.id, rig.folder / "restored")
+    with pytest.raises(DataCorrupt, match="it describes another region"):
+        rig.restore("folder", session.id, 40 * CHUNK_BYTES)
     session.close()
 
 
