@@ -13,6 +13,7 @@ import concurrent.futures
 import hashlib
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -277,6 +278,10 @@ class Sender:
                     self._accept(found)
             except StillframeError as error:
                 self._fenced = error
+                return
+            except Exception as error:  # the outermost loop of a thread; without a heartbeat there is no session
+                traceback.print_exc()
+                self._fenced = SnapshotFailed(f"its heartbeat stopped: {error!r}", "the engine's log has the details")
                 return
 
     def _check_fence(self) -> None:

@@ -57,6 +57,19 @@ def test_a_deletion_is_heard_of_before_the_end(store: ObjectStore, monkeypatch: 
         sender.run()  # nobody feeds it: only the heartbeat can end it
 
 
+def test_a_heartbeat_that_stops_ends_the_session(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at an error that is none of ours, as of a library: else everybody would take the session for dead but itself."""
+    monkeypatch.setattr(send, "HEARTBEAT_SECONDS", 0.02)
+
+    def defective(*arguments: object) -> None:
+        raise RuntimeError("refreshed credentials are still expired")
+
+    monkeypatch.setattr(catalog, "write_pending", defective)
+    sender, _, _ = make_sender(store, make_volume(16))
+    with pytest.raises(SnapshotFailed, match=r"heartbeat stopped: .*still expired"):
+        sender.run()  # nobody feeds it
+
+
 def wait_for(hours: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """So much later, by the clock of this machine."""
     monkeypatch.setattr(silence, "boottime", lambda: boottime() + hours * 3600)
