@@ -28,6 +28,8 @@ class Policy:
 
 
 FOR_EVER: Final = Policy(None)
+LASTING: Final = Policy(6 * 3600.0)
+"""For what has done hours of work, and would have to begin again."""
 PATIENT: Final = Policy(300.0)
 BRIEF: Final = Policy(4.0, cap_seconds=1.0)
 

@@ -25,7 +25,7 @@ from driver.host import kernel
 from driver.host.locks import RecordLocks
 from driver.store.open import honours_conditions, open_store
 from driver.store.port import Options
-from driver.store.retry import FOR_EVER, PATIENT, Retrying, Watch
+from driver.store.retry import FOR_EVER, LASTING, PATIENT, Retrying, Watch
 from driver.transfer import audit, catalog, clone, collect, send, specs
 from driver.transfer.packbuffer import SENDER_LOCK_BYTE, Header, PackBuffers
 from driver.transfer.parent import Parent
@@ -145,7 +145,7 @@ def _read(
     done = Tally()
     repository = settings.repository(state, spec.repository)
     watch = Watch(lambda: requests.add(1), lambda: None)
-    store = open_store(repository, PATIENT, Options(connections=WORKERS + 1), watch)
+    store = open_store(repository, LASTING, Options(connections=WORKERS + 1), watch)
     manifest = catalog.committed(store, spec.snapshot)
 
     def progress() -> dict[str, int]:

@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
-from driver.core.errors import DeviceError, InvalidArgument, OutOfSpace, StillframeError
+from driver.core.errors import DeviceError, InvalidArgument, NotFound, OutOfSpace, StillframeError
 from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, MIB, chunks_of
 from driver.host import kernel
 from driver.store.port import ObjectStore
-from driver.transfer import plan, region
+from driver.transfer import catalog, plan, region
 from driver.transfer.chunks import Decompressor
 from driver.transfer.plan import Range, ZeroRun
 from driver.transfer.records import Manifest, RegionEntry, corrupt, missing
@@ -99,7 +99,8 @@ class Reader:
         self._counting = threading.Lock()  # guards the two above
 
     def run(self) -> None:
-        """Raises DataCorrupt (naming the object), and what the store or the target raises."""
+        """Raises DataCorrupt (naming the object), NotFound if the snapshot was deleted and is being collected meanwhile, and
+        what the store or the target raises."""
         pool = concurrent.futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="read")
         try:
             running: set[concurrent.futures.Future[None]] = set()
@@ -140,7 +141,7 @@ class Reader:
         key = entry.key or ""
         data = self._store.get(key, region.BYTES_MAX)
         if data is None:
-            raise missing(key)
+            raise self._missing(key)
         if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
             raise corrupt(key, "it is not what the manifest says")
         index = region.decode(data, key)
@@ -149,10 +150,18 @@ class Reader:
         self._count(0, len(data))
         return index
 
+    def _missing(self, key: str) -> StillframeError:
+        """Why an object is not there."""
+        try:
+            catalog.committed(self._store, self._manifest.snapshot.id)
+        except NotFound as error:
+            return error
+        return missing(key)
+
     def _fetch(self, wanted: Range) -> None:
         part = self._store.get_range(wanted.key, wanted.offset, wanted.length)
         if part is None:
-            raise missing(wanted.key)
+            raise self._missing(wanted.key)
         if part.total_bytes != wanted.total_bytes or len(part.data) != wanted.length:
             raise corrupt(wanted.key, f"it has {part.total_bytes} bytes, not {wanted.total_bytes}")
         stored = memoryview(part.data)
