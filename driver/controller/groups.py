@@ -10,9 +10,10 @@ import grpc
 from csi import csi_pb2, csi_pb2_grpc
 from driver.controller.everywhere import Everywhere
 from driver.controller.repositories import Summary
-from driver.controller.snapshots import SETTLED, STALE, check_volume, delete, known_of, without_the_node
+from driver.controller.snapshots import SETTLED, STALE, check_volume, delete, delete_damaged, known_of, without_the_node
 from driver.core.errors import (
     Busy,
+    DataCorrupt,
     FailedPrecondition,
     InvalidArgument,
     NodeSilent,
@@ -108,9 +109,11 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             return csi_pb2.DeleteVolumeGroupSnapshotResponse()
         with self._everywhere.operations.on(f"group snapshot {handle}"):
             members = self._members(handle)
-            self._check_members(handle, request.snapshot_ids, members)
+            damaged = self._check_members(handle, request.snapshot_ids, members)
             for member in members:
                 delete(self._everywhere, member, "DeleteVolumeGroupSnapshot", request, context)
+            for snapshot, error in damaged.items():
+                delete_damaged(self._everywhere, snapshot, error)
         return csi_pb2.DeleteVolumeGroupSnapshotResponse()
 
     def GetVolumeGroupSnapshot(  # noqa: N802
@@ -120,7 +123,8 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         members = self._members(handle)
         if not members:
             raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}")
-        self._check_members(handle, request.snapshot_ids, members)
+        for error in self._check_members(handle, request.snapshot_ids, members).values():
+            raise error
         if any(member["state"] in (IN_THE_MAKING, STALE) for member in members):
             try:
                 node = node_id(members[0]["node"])
@@ -140,8 +144,12 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             if item["group"] and group_handle(handle.where, item["group"]) == str(handle)
         ]  # fmt: skip
 
-    def _check_members(self, group: Handle, given: Sequence[str], members: Sequence[Summary]) -> None:
-        """Raises InvalidArgument for a snapshot that is there and belongs elsewhere."""
+    def _check_members(
+        self, group: Handle, given: Sequence[str], members: Sequence[Summary]
+    ) -> dict[Handle, DataCorrupt]:
+        """Those of which nothing can be read: what group they are of, only who asks knows. Raises InvalidArgument for a
+        snapshot that is there and belongs elsewhere."""
+        damaged: dict[Handle, DataCorrupt] = {}
         ours = {member["handle"] for member in members}
         for text in given:
             if text in ours:
@@ -150,9 +158,14 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 handle = parse_handle("snapshot", text)
             except NotFound:
                 continue
-            found: Any = self._everywhere.repositories.show(handle.where, handle.id)
+            try:
+                found: Any = self._everywhere.repositories.show(handle.where, handle.id)
+            except DataCorrupt as error:
+                damaged[handle] = error
+                continue
             if found is not None and found["state"] != "deleted":
                 raise InvalidArgument(f"snapshot {text!r} is no member of group snapshot {str(group)!r}")
+        return damaged
 
 
 def check_one_node(volumes: Sequence[Handle]) -> None:

@@ -81,9 +81,8 @@ class SnapshotCalls:
         with self._everywhere.operations.on(f"snapshot {handle}"):
             try:
                 known = self._everywhere.repositories.show(handle.where, handle.id)
-            except DataCorrupt as error:  # nothing can be collected while it is there
-                logs.log().warning("a damaged snapshot is deleted", snapshot=str(handle), error=error.message)
-                self._everywhere.repositories.delete(handle.where, handle.id, only_writer=False)
+            except DataCorrupt as error:
+                delete_damaged(self._everywhere, handle, error)
                 return csi_pb2.DeleteSnapshotResponse()
             if known is not None and known["group"]:
                 raise InvalidArgument(
@@ -187,6 +186,12 @@ def delete(
         return
     if node is not None:
         tell(everywhere, node, method, request, context)
+
+
+def delete_damaged(everywhere: Everywhere, snapshot: Handle, error: DataCorrupt) -> None:
+    """Delete a snapshot of which nothing can be read: as long as it is there, nothing is collected."""
+    logs.log().warning("a damaged snapshot is deleted", snapshot=str(snapshot), error=error.message)
+    everywhere.repositories.delete(snapshot.where, snapshot.id, only_writer=False)
 
 
 def tell(everywhere: Everywhere, node: str, method: str, request: Any, context: grpc.ServicerContext) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from csi import csi_pb2, csi_pb2_grpc
-from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from driver.core.errors import DataCorrupt, FailedPrecondition, InvalidArgument, NotFound
 from driver.node.here import Here
 from driver.node.snapshots import BEFORE_THE_CUT, everything, file_systems
 from driver.rpc import parameters
@@ -71,8 +71,8 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             raise InvalidArgument("the group snapshot id is missing")
         with self._here.operations.on(f"group snapshot {request.group_snapshot_id}"):
             members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
-            self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
-            for handle in members:
+            damaged = self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
+            for handle in (*members, *damaged):
                 try:
                     self._here.engine.call("snapshot.delete", snapshot=handle)
                 except NotFound:
@@ -87,7 +87,8 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
         if not members:
             raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}")
-        self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
+        for error in self._check_members(request.group_snapshot_id, request.snapshot_ids, members).values():
+            raise error
         for member in members.values():
             check_alive(member)
         return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=group_of(list(members.values())))
@@ -99,8 +100,12 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             if item["group"] and item["state"] != "deleted" and group_handle(item["repository"], item["group"]) == handle
         ]  # fmt: skip
 
-    def _check_members(self, group: str, given: Sequence[str], members: dict[str, Any]) -> None:
-        """Raises InvalidArgument for a snapshot that is there and belongs elsewhere."""
+    def _check_members(
+        self, group: str, given: Sequence[str], members: dict[str, Any]
+    ) -> dict[str, DataCorrupt]:
+        """Those of which nothing can be read: what group they are of, only who asks knows. Raises InvalidArgument for a
+        snapshot that is there and belongs elsewhere."""
+        damaged: dict[str, DataCorrupt] = {}
         for handle in given:
             if handle in members:
                 continue
@@ -108,6 +113,10 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 found = self._here.engine.call("snapshot.show", snapshot=str(parse_handle("snapshot", handle)))
             except NotFound:
                 continue
+            except DataCorrupt as error:
+                damaged[handle] = error
+                continue
             if found["state"] == DELETED:
                 continue
             raise InvalidArgument(f"snapshot {handle!r} is no member of group snapshot {group!r}")
+        return damaged

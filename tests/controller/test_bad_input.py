@@ -12,6 +12,7 @@ import pytest
 
 from csi import csi_pb2
 from driver.core.ids import new_id
+from tests.apiserver import wait_until
 from tests.clusters import Cluster, Controller, cluster
 from tests.controller.test_lost_nodes import snapshot, snapshot_request
 from tests.controller.test_routing import create, volume_of
@@ -140,3 +141,23 @@ def test_a_snapshot_whose_manifest_is_damaged_can_be_deleted(shared: Cluster, co
     for _ in range(2):
         calls.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle), timeout=20)
     assert (folder / "deleted.json").exists()
+
+
+def test_a_group_with_a_damaged_member_can_be_deleted(shared: Cluster, controller: Controller) -> None:
+    volumes = [create(controller, f"pvc-damaged-{number}", "node-a") for number in range(2)]
+    ask = csi_pb2.CreateVolumeGroupSnapshotRequest(name="damaged", source_volume_ids=volumes)
+
+    def made() -> csi_pb2.VolumeGroupSnapshot | None:
+        group = controller.groups.CreateVolumeGroupSnapshot(ask, timeout=20).group_snapshot
+        return group if group.ready_to_use else None
+
+    group = wait_until(made)
+    ids = [item.snapshot_id for item in group.snapshots]
+    folders = [shared.folder / "repository/snapshots" / handle.rpartition(":")[2] for handle in ids]
+    (folders[0] / "manifest.json").write_text("{")
+    get = csi_pb2.GetVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
+    refusal(controller.groups.GetVolumeGroupSnapshot, get, Code.DATA_LOSS, "manifest.json")
+    gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
+    for _ in range(2):
+        controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=20)
+    assert [(folder / "deleted.json").exists() for folder in folders] == [True, True]
