@@ -48,6 +48,7 @@ def test_a_detach_that_fails_leaves_the_device_where_it_is(one: Engine) -> None:
     mark(device, b"a")
     with open(device, "rb"), pytest.raises(FailedPrecondition, match="still has"):
         one.call("volume.detach", name="a")
+    assert one.call("volume.show", name="a")["attached"] is True
     mark(one.volume("b", SIZE), b"b")
     assert one.call("volume.attach", name="a")["device"] == device
     assert letter_of(device) == b"a"
