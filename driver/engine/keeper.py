@@ -411,6 +411,9 @@ class Keeper:
     def _on_service_end(self, code: int) -> None:
         """Start it again. One that cannot start ends us, with its exit code, but not while there are devices to lose."""
         self._service_pid = 0
+        if self._is_to_stop and not self._fds:  # nobody has to detach anything
+            self._stopping = True
+            return
         cannot_start = code - CANNOT_START in EXIT_CODES.values()
         if cannot_start and (self._is_to_stop or not self._fds):
             self.exit_code = code - CANNOT_START

@@ -127,6 +127,22 @@ def test_a_stop_is_not_lost_with_the_service_that_dies_just_then() -> None:
         made.process = None
 
 
+def test_a_stop_needs_no_service_where_nothing_is_held() -> None:
+    """One that fails for a reason that nobody foresaw is started again and again."""
+    with engine() as made:
+        made.call("volume.create", name="v", size_bytes=SIZE)
+        record = record_of(made, "v")
+        record.unlink()
+        record.mkdir()
+        process = made.process
+        assert process is not None
+        os.kill(made.call("engine.info")["pid"], signal.SIGKILL)
+        wait_until(lambda: made.log.read_text().count("IsADirectoryError") > 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        made.process = None
+
+
 def test_when_the_grace_is_over_it_stops_all_the_same() -> None:
     with engine("--grace", "1") as made:
         device = made.volume("v", SIZE)
