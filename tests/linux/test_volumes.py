@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfSpace
 from driver.core.sizes import CHUNK_BYTES, MIB, TIB, VOLUME_BYTES_MAX
+from driver.host import loop
 from tests.engines import Engine, engine, mounted, run
 
 FIO = ("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--verify=crc32c", "--verify_fatal=1", "--minimal",
@@ -166,8 +168,10 @@ def test_several_processes_serve_one_volume() -> None:
         run(*FIO, f"--filename={device}", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=64m")
 
 
-def loops() -> set[str]:
-    return {path.parts[3] for path in Path("/sys/block").glob("loop*/loop")}
+def noted(made: Engine) -> loop.LoopDevice:
+    """The device of the one volume that is attached."""
+    (note,) = (made.state / "run/loops").iterdir()
+    return loop.LoopDevice.of(json.loads(note.read_text()))
 
 
 def test_a_mark_of_an_earlier_user_of_the_loop_device_does_no_harm(one: Engine) -> None:
@@ -181,16 +185,17 @@ def test_a_mark_of_an_earlier_user_of_the_loop_device_does_no_harm(one: Engine) 
 
 
 def test_a_dead_device_goes_with_its_last_user() -> None:
-    before = loops()
     with engine() as made:
         device = made.volume("v", 64 * MIB)
         run("mkfs.ext4", "-q", device)
+        dead = noted(made)
         with mounted(device):
             made.kill()
             made.start()
             assert "dead; it goes with its last user" in made.log.read_text()
-            device = made.call("volume.attach", name="v")["device"]
-            assert len(loops() - before) == 2
-        assert len(loops() - before) == 1
+            made.call("volume.attach", name="v")
+            new = noted(made)
+            assert dead.exists() and new.exists()
+        assert not dead.exists() and new.exists()
         made.call("volume.detach", name="v")
-        assert loops() == before
+        assert not new.exists()
