@@ -132,6 +132,24 @@ def kill_for_good(made: Engine, volume: str, key: str) -> None:
     wait_until(kill_again)
 
 
+def test_a_sweeper_that_cannot_live_fails_its_snapshot_and_no_device() -> None:
+    with engine("--upload-rate", "4Mi") as made:
+        device = made.volume("v", SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        made.call("snapshot.create", volume="v", name="s")
+        (sweeper,) = [key for key in made.processes("v") if key.startswith("sweep-")]
+        transfer = made.call("engine.info")["processes"]["transfer"]
+        os.kill(transfer, signal.SIGSTOP)  # so long the session is not ended
+        try:
+            kill_for_good(made, "v", sweeper)
+            assert conditions(made, "v") == []
+        finally:
+            os.kill(transfer, signal.SIGCONT)
+        shown = made.wait_snapshot("s")
+        assert (shown["state"], shown["error"]["message"]) == ("failed", "its sweeper died again and again")
+        assert len(read_device(device, SIZE)) == SIZE
+
+
 def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
     """The volume process is given up; what was written until then is snapshotted all the same."""
     with engine("--upload-rate", "16Mi") as made:
