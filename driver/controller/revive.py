@@ -41,7 +41,7 @@ class Victim:
 
 
 def dead(entries: Iterable[csi_pb2.VolumeHealth]) -> dict[str, str]:
-    """By handle, what a node says of the volumes whose device is dead. Pure."""
+    """By handle, what a node says of the volumes whose device is dead, and where they are mounted. Pure."""
     return {
         entry.volume_id: status.message
         for entry in entries
@@ -51,7 +51,8 @@ def dead(entries: Iterable[csi_pb2.VolumeHealth]) -> dict[str, str]:
 
 
 def victims(found: dict[str, str], volumes: Sequence[VolumeSeen], pods: Sequence[PodClaims]) -> list[Victim]:
-    """The pods on the volumes' own nodes that use them; one that is only about to run will have a new device. Pure."""
+    """The pods that have such a volume mounted where its device is dead: kubelet's paths have the pod's uid. Another pod with
+    the same claim may have been given a new device, and one that is being deleted needs no help. Pure."""
     hurt = {
         volume.claim: volume
         for volume in volumes
@@ -61,8 +62,8 @@ def victims(found: dict[str, str], volumes: Sequence[VolumeSeen], pods: Sequence
         Victim(pod, volume, found[volume.handle])
         for pod in pods
         for claim in pod.claims
-        if pod.runs and (volume := hurt.get((pod.namespace, claim))) is not None
-        and parse_handle("volume", volume.handle).where == node_id(pod.node)
+        if not pod.is_ending and (volume := hurt.get((pod.namespace, claim))) is not None
+        and parse_handle("volume", volume.handle).where == node_id(pod.node) and pod.uid in found[volume.handle]
     ]  # fmt: skip
 
 
@@ -122,8 +123,8 @@ class Revive:
     def _tell(self, victim: Victim) -> None:
         pod, claim = victim.pod, victim.volume.claim
         is_remade = self._remake and pod.has_owner
-        fix = "it is deleted, so that its owner makes it again" if is_remade else "delete it, and make it again"
-        text = f"volume {victim.volume.name} of claim {claim[1] if claim else ''} lost its device: {victim.why}; {fix}"
+        fix = "the pod is deleted, so that its owner makes it again" if is_remade else "delete the pod, and make it again"
+        text = f"volume {victim.volume.name} of claim {claim[1] if claim else ''} lost its device; {fix}: {victim.why}"
         logs.log().warning("a pod's volume lost its device", pod=f"{pod.namespace}/{pod.name}", volume=victim.volume.handle,
                            deleted=is_remade)  # fmt: skip
         self._kube.warn("Pod", pod.namespace, pod.name, pod.uid, REASON, text)

@@ -58,8 +58,8 @@ class VolumeSeen:
 class PodClaims:
     """A pod that has a node and has not ended, and the names of the claims in its namespace that it uses.
 
-    `runs`: its containers were started, and nobody has deleted it. `has_owner`: a controller (ReplicaSet, StatefulSet, Job,
-    …) makes it again when it is deleted.
+    `is_ending`: somebody has deleted it, and it is not gone yet. `has_owner`: a controller (ReplicaSet, StatefulSet, Job, …)
+    makes it again when it is deleted.
     """
 
     namespace: str
@@ -67,7 +67,7 @@ class PodClaims:
     node: str
     claims: tuple[str, ...]
     uid: str
-    runs: bool
+    is_ending: bool
     has_owner: bool
 
 
@@ -108,7 +108,7 @@ def pod_claims(pod: Any) -> PodClaims | None:
             claims.append(f"{pod.metadata.name}-{volume.name}")
     metadata = pod.metadata
     has_owner = any(owner.controller for owner in metadata.owner_references or ())
-    runs = bool(pod.status) and pod.status.phase == "Running" and metadata.deletion_timestamp is None
+    is_ending = metadata.deletion_timestamp is not None
     return PodClaims(
-        metadata.namespace, metadata.name, pod.spec.node_name, tuple(claims), metadata.uid or "", runs, has_owner
+        metadata.namespace, metadata.name, pod.spec.node_name, tuple(claims), metadata.uid or "", is_ending, has_owner
     )

@@ -21,22 +21,30 @@ _KINDS: Final = {
 }
 
 
-def health_of(here: Here, volume: dict[str, Any], dead: Mapping[str, str]) -> csi_pb2.VolumeHealth:
-    """What the engine knows to be wrong with a volume; `dead` has where a mount of it lost its device."""
+def health_of(here: Here, volume: dict[str, Any], dead: Mapping[str, Sequence[str]]) -> csi_pb2.VolumeHealth:
+    """What the engine knows to be wrong with a volume; `dead` has where mounts of it lost their device. All of these are in
+    the message, as a reason stands once in a volume's health: kubelet's paths tell which pods they are of."""
     entry = csi_pb2.VolumeHealth.VolumeHealthEntry
-    statuses = [
-        entry(status=_KINDS[condition["kind"]], reason=condition["reason"], message=condition["message"])
-        for condition in volume["conditions"]
-    ]
-    if volume["name"] in dead and not any(status.reason == DEVICE_DEAD for status in statuses):
-        text = f"the engine was started anew while the volume was mounted at {dead[volume['name']]}"
+    where = ", ".join(dead.get(volume["name"], ()))
+    statuses = []
+    for condition in volume["conditions"]:
+        text = condition["message"]
+        if condition["reason"] == DEVICE_DEAD and where:
+            text += f"; it is mounted at {where}"
+        statuses.append(entry(status=_KINDS[condition["kind"]], reason=condition["reason"], message=text))
+    if where and not any(status.reason == DEVICE_DEAD for status in statuses):
+        text = f"the engine was started anew while the volume was mounted at {where}"
         statuses.append(entry(status=csi_pb2.INACCESSIBLE, reason=DEVICE_DEAD, message=text))
     return csi_pb2.VolumeHealth(volume_id=here.handle(volume["id"]), health_statuses=statuses)
 
 
-def dead_of(here: Here, volumes: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Of these volumes, those that are mounted and have lost their device, with where."""
-    return dead_volumes(here.devices, [volume["name"] for volume in volumes])
+def dead_of(here: Here, volumes: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of these volumes, those that are mounted and have lost their device, with all the places."""
+    given_up = [
+        volume["name"] for volume in volumes
+        if any(condition["reason"] == DEVICE_DEAD for condition in volume["conditions"])
+    ]  # fmt: skip
+    return dead_volumes(here.devices, [volume["name"] for volume in volumes], given_up)
 
 
 class ControllerHealthCalls:

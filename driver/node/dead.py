@@ -23,34 +23,40 @@ def volume_of(mount: Mount, devices: str) -> str | None:
     return root.removeprefix("/") if mount.source == _NODES and root != "/" else None
 
 
-def dead_targets(mounts: Sequence[Mount], devices: str, current: Mapping[str, str]) -> dict[str, str]:
-    """By volume, the first place where a device is mounted that is not the volume's any more. Pure.
+def dead_targets(mounts: Sequence[Mount], devices: str, current: Mapping[str, str]) -> dict[str, list[str]]:
+    """By volume, the places where a device is mounted that is not the volume's any more, in the order of mounting. Pure.
 
     `current` has the numbers (major:minor) of the devices that the engine serves; a mount of a node has its own.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for mount in mounts:
         name = volume_of(mount, devices)
-        if name is None or name in found:
+        if name is None:
             continue
-        if mount.source == _NODES:
-            if mount.root.endswith(_DELETED):  # the engine removes a node with its device, and makes another one
-                found[name] = mount.target
-        elif current.get(name) != mount.device:
-            found[name] = mount.target
+        if mount.source == _NODES:  # the engine removes a node with its device, and makes another one
+            is_dead = mount.root.endswith(_DELETED) or name not in current
+        else:
+            is_dead = current.get(name) != mount.device
+        if is_dead:
+            found.setdefault(name, []).append(mount.target)
     return found
 
 
-def dead_volumes(devices: str, names: Sequence[str]) -> dict[str, str]:
-    """By name, a target of each of the named volumes that pods have and that does not answer any more."""
+def dead_volumes(devices: str, names: Sequence[str], given_up: Sequence[str]) -> dict[str, list[str]]:
+    """By name, the targets of the named volumes that pods have and that do not answer any more: of those that the engine has
+    `given_up`, all."""
     current = {}
     for name in names:
+        if name in given_up:
+            continue
         with contextlib.suppress(OSError):
             number = os.stat(f"{devices}/{name}").st_rdev
             current[name] = f"{os.major(number)}:{os.minor(number)}"
-    found = {name: target for name, target in dead_targets(mountinfo.read(), devices, current).items() if name in names}
-    for target in found.values():
-        let_go(target)
+    dead = dead_targets(mountinfo.read(), devices, current)
+    found = {name: targets for name, targets in dead.items() if name in names}
+    for targets in found.values():
+        for target in targets:
+            let_go(target)
     return found
 
 
