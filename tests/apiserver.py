@@ -210,13 +210,13 @@ class Api:
             )
         self.core.create_persistent_volume(client.V1PersistentVolume(metadata=client.V1ObjectMeta(name=name), spec=spec))
 
-    def put_claim(self, name: str) -> Any:
+    def put_claim(self, name: str, namespace: str = NAMESPACE) -> Any:
         resources = client.V1VolumeResourceRequirements(requests={"storage": "1Gi"})
         spec = client.V1PersistentVolumeClaimSpec(
             access_modes=["ReadWriteOnce"], resources=resources, storage_class_name="stillframe"
         )
         claim = client.V1PersistentVolumeClaim(metadata=client.V1ObjectMeta(name=name), spec=spec)
-        return self.core.create_namespaced_persistent_volume_claim(NAMESPACE, claim)
+        return self.core.create_namespaced_persistent_volume_claim(namespace, claim)
 
     def has_snapshots(self) -> bool:
         """Make the cluster know VolumeSnapshots. False where their definitions are not at hand."""
@@ -237,7 +237,7 @@ class Api:
             return False
         return True
 
-    def put_snapshot(self, name: str, claim: str, handle: str, volume: str) -> str:
+    def put_snapshot(self, name: str, claim: str, handle: str, volume: str, namespace: str = NAMESPACE) -> str:
         """A VolumeSnapshot and its content, as the snapshot controller and the snapshotter leave them after the cut; its
         uid."""
         version, made_as = f"{SNAPSHOTS}/v1", (SNAPSHOTS, "v1")
@@ -245,19 +245,19 @@ class Api:
             "apiVersion": version, "kind": "VolumeSnapshot", "metadata": {"name": name},
             "spec": {"source": {"persistentVolumeClaimName": claim}},
         }  # fmt: skip
-        made: Any = self.custom.create_namespaced_custom_object(*made_as, NAMESPACE, "volumesnapshots", body)
+        made: Any = self.custom.create_namespaced_custom_object(*made_as, namespace, "volumesnapshots", body)
         uid = str(made["metadata"]["uid"])
         content = f"snapcontent-{uid}"
         spec = {
             "driver": "csi.stillframe.io", "deletionPolicy": "Delete", "source": {"volumeHandle": volume},
-            "volumeSnapshotRef": {"namespace": NAMESPACE, "name": name, "uid": uid},
+            "volumeSnapshotRef": {"namespace": namespace, "name": name, "uid": uid},
         }  # fmt: skip
         body = {"apiVersion": version, "kind": "VolumeSnapshotContent", "metadata": {"name": content}, "spec": spec}
         self.custom.create_cluster_custom_object(*made_as, "volumesnapshotcontents", body)
         status = {"status": {"snapshotHandle": handle, "readyToUse": False}}
         self.custom.patch_cluster_custom_object_status(*made_as, "volumesnapshotcontents", content, status)
         status = {"status": {"boundVolumeSnapshotContentName": content, "readyToUse": False}}
-        self.custom.patch_namespaced_custom_object_status(*made_as, NAMESPACE, "volumesnapshots", name, status)
+        self.custom.patch_namespaced_custom_object_status(*made_as, namespace, "volumesnapshots", name, status)
         return uid
 
     def events(self, kind: str, name: str) -> dict[str, Any]:

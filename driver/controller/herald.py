@@ -19,7 +19,7 @@ from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.repositories import Repositories
-from driver.core.errors import NodeSilent, NodeUnavailable, StillframeError
+from driver.core.errors import KubernetesUnavailable, NodeSilent, NodeUnavailable, StillframeError
 from driver.rpc import logs, progress
 from driver.rpc.described import READY
 from driver.rpc.names import DRIVER, parse_handle
@@ -79,10 +79,9 @@ class Herald:
         for item in left:
             if item.id not in self._about:
                 continue
-            for event in events(item, self._about[item.id]):
-                self._tell(event)
-                told[event.name] = event.message
-            if item.stage is Stage.RUNNING:
+            found = events(item, self._about[item.id])
+            told |= {event.name: text for event in found if (text := self._tell(event)) is not None}
+            if item.stage is Stage.RUNNING or any(told.get(event.name) != event.message for event in found):
                 self._running[item.id] = item
             else:
                 self._running.pop(item.id, None)
@@ -138,6 +137,14 @@ class Herald:
         uploads = any(item.kind is Kind.UPLOAD for item in unknown)
         self._about |= about(unknown, self._kube.snapshot_contents() if uploads else (), claims)
 
-    def _tell(self, event: Event) -> None:
-        if self._told.get(event.name) != event.message:
-            self._kube.put_event(event, is_known=event.name in self._told)
+    def _tell(self, event: Event) -> str | None:
+        """What its object has been told now: one that cannot be told keeps no other from it, and is told at the next look."""
+        before = self._told.get(event.name)
+        if before == event.message:
+            return before
+        try:
+            self._kube.put_event(event, is_known=before is not None)
+        except KubernetesUnavailable as error:
+            logs.log().warning("an event was not written", reason=event.reason, error=error.message)
+            return before
+        return event.message

@@ -179,7 +179,8 @@ class Kube:
         _asked(f"write an event of {kind} {namespace}/{name}", self._core.create_namespaced_event, namespace, event)
 
     def put_event(self, event: Event, *, is_known: bool) -> None:
-        """Write an event over the one of its name. `is_known`: there probably is one; events go away after an hour."""
+        """Write an event over the one of its name. `is_known`: there probably is one; events go away after an hour. Nothing
+        happens where its namespace is gone, and so whom it is about."""
         about, now = event.about, datetime.now(UTC)
         what = f"write an event of {about.kind} {about.namespace}/{about.name}"
         notes = {PROGRESS: event.progress} if event.progress else None
@@ -199,6 +200,8 @@ class Kube:
             try:
                 self._core.create_namespaced_event(about.namespace, made, _request_timeout=_SECONDS)
             except ApiException as error:
+                if error.status == _NOT_FOUND:
+                    return
                 if error.status != _CONFLICT:
                     raise
                 self._core.patch_namespaced_event(event.name, about.namespace, change, _request_timeout=_SECONDS)

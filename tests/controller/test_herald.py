@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kubernetes import client
 
 from driver.controller.cluster import Cluster as View
 from driver.controller.events import PROGRESS
@@ -51,14 +52,14 @@ def herald(of: Cluster, identity: str) -> Herald:
     return Herald(Nodes(view, lambda: shown, of.port), Repositories(of.folder / "state"), kube, lease)
 
 
-def begun(of: Cluster, claim: str, snapshot: str) -> str:
+def begun(of: Cluster, claim: str, snapshot: str, namespace: str = NAMESPACE) -> str:
     """The handle of a snapshot of a claim, that is being uploaded."""
-    made: Any = of.api.put_claim(claim)
+    made: Any = of.api.put_claim(claim, namespace)
     name = f"pvc-{made.metadata.uid}"
     volume = create(of.controllers[0], name, "node-a")
     of.api.put_volume(name, volume, made)
     handle = begin_upload(of.controllers[0], of.nodes["node-a"], volume, f"snapshot-{snapshot}")
-    of.api.put_snapshot(snapshot, claim, handle, volume)
+    of.api.put_snapshot(snapshot, claim, handle, volume, namespace)
     return handle
 
 
@@ -95,6 +96,22 @@ def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
     teller.turn()
     assert one.api.events("VolumeSnapshot", "monday")["SnapshotUploaded"].metadata.resource_version == version
     remove_snapshot(one.controllers[0], handle)
+
+
+def test_a_namespace_that_takes_no_events_keeps_nobody_else_from_theirs(one: Cluster) -> None:
+    """Nothing can be written into a namespace that is being deleted."""
+    one.api.core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name="doomed")))
+    lost = begun(one, "data", "sunday", "doomed")
+    kept = begun(one, "other", "monday")
+    one.api.core.delete_namespace("doomed")
+    teller = herald(one, "one")
+    teller.turn()
+    assert "SnapshotUploading" in one.api.events("VolumeSnapshot", "monday")
+    assert "SnapshotUploading" in one.api.events("PersistentVolumeClaim", "other")
+    left: Any = one.api.core.list_namespaced_event("doomed")
+    assert left.items == []
+    for handle in (lost, kept):
+        remove_snapshot(one.controllers[0], handle)
 
 
 def test_events_that_went_away_and_replicas_that_changed_are_no_hindrance(one: Cluster) -> None:
