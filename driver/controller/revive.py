@@ -6,9 +6,10 @@ no workload does by itself for an I/O error. One replica looks, by the lease.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +21,7 @@ from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.seen import PodClaims, VolumeSeen
-from driver.core.errors import NodeSilent, NodeUnavailable, StillframeError
+from driver.core.errors import KubernetesUnavailable, NodeSilent, NodeUnavailable, StillframeError
 from driver.rpc import logs
 from driver.rpc.names import DEVICE_DEAD, DRIVER, node_id, parse_handle
 
@@ -75,7 +76,7 @@ class Revive:
         self._kube = kube
         self._lease = lease
         self._remake = remake
-        self._told: dict[str, float] = {}
+        self._told: dict[tuple[str, str], float] = {}  # by the pod's uid and the volume's handle, when
 
     def start(self) -> None:
         """From a thread, for ever."""
@@ -100,10 +101,21 @@ class Revive:
         if not found:
             return
         now = time.monotonic()
+        self._told = {key: at for key, at in self._told.items() if now - at < _AGAIN_SECONDS}
         for victim in victims(found, self._kube.volumes(), self._kube.pods_with_claims()):
-            if now - self._told.get(victim.pod.uid, -_AGAIN_SECONDS) >= _AGAIN_SECONDS:
-                self._told[victim.pod.uid] = now
-                self._tell(victim)
+            self._help(victim, now)
+
+    def _help(self, victim: Victim, now: float) -> None:
+        """Tell once in a while, and delete until that has succeeded: what fails for one pod is tried again at the next look."""
+        pod, key = victim.pod, (victim.pod.uid, victim.volume.handle)
+        is_remade = self._remake and pod.has_owner
+        if key not in self._told:
+            with _left_for_later(pod):
+                self._tell(victim, is_remade=is_remade)
+                self._told[key] = now
+        if is_remade:
+            with _left_for_later(pod):
+                self._kube.delete_pod(pod.namespace, pod.name, pod.uid)
 
     def _dead(self) -> dict[str, str]:
         """Of the nodes that can be asked."""
@@ -120,9 +132,8 @@ class Revive:
             found |= dead(answer.entries)
         return found
 
-    def _tell(self, victim: Victim) -> None:
+    def _tell(self, victim: Victim, *, is_remade: bool) -> None:
         pod, claim = victim.pod, victim.volume.claim
-        is_remade = self._remake and pod.has_owner
         fix = "the pod is deleted, so that its owner makes it again" if is_remade else "delete the pod, and make it again"
         text = f"volume {victim.volume.name} of claim {claim[1] if claim else ''} lost its device; {fix}: {victim.why}"
         logs.log().warning("a pod's volume lost its device", pod=f"{pod.namespace}/{pod.name}", volume=victim.volume.handle,
@@ -131,5 +142,11 @@ class Revive:
         if claim is not None:
             told = f"pod {pod.name} lost this volume's device: {victim.why}"
             self._kube.warn("PersistentVolumeClaim", claim[0], claim[1], victim.volume.claim_uid, REASON, told)
-        if is_remade:
-            self._kube.delete_pod(pod.namespace, pod.name, pod.uid)
+
+
+@contextlib.contextmanager
+def _left_for_later(pod: PodClaims) -> Iterator[None]:
+    try:
+        yield
+    except KubernetesUnavailable as error:
+        logs.log().warning("a pod with a dead volume waits for help", pod=f"{pod.namespace}/{pod.name}", error=error.message)
