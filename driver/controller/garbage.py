@@ -1,7 +1,8 @@
 """Garbage collection of all repositories, now and then, by the replica that acts for all.
 
-When it was done last is kept in a Lease object of its own, which lasts until the next time, whoever is started meanwhile.
-Collections take turns in the repository itself: no more is asked of the cluster than that they are not too many.
+A Lease object of its own lasts until the next time, whoever is started meanwhile: for an hour once one has begun, for the
+whole interval once it has succeeded, so that one that is cut off is made up for. Collections take turns in the repository
+itself: no more is asked of the cluster than that they are not too many.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from driver.rpc import logs
 
 _LOOK_SECONDS: Final = 60.0
 AGAIN_SECONDS: Final = 3600
-"""After a failure, unless the interval is shorter."""
+"""After a failure, and after one that was cut off, unless the interval is shorter."""
 
 
 class Garbage:
@@ -70,12 +71,12 @@ class Garbage:
             age = (datetime.now(UTC) - last.renewed).total_seconds()
             if 0 <= age < min(last.lasts_seconds, self._interval):
                 return False
-        version = self._note(self._interval, last.version if last is not None else None)
+        again = min(AGAIN_SECONDS, self._interval)
+        version = self._note(again, last.version if last is not None else None)
         if version is None:
             return False
         outcomes = [self._collect(name) for name in names]
-        if not all(outcomes):
-            self._note(min(AGAIN_SECONDS, self._interval), version)
+        self._note(self._interval if all(outcomes) else again, version)
         return True
 
     def _note(self, lasts_seconds: int, version: str | None) -> str | None:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from driver.controller.garbage import AGAIN_SECONDS, Garbage
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
-from driver.controller.repositories import Repositories
+from driver.controller.repositories import Repositories, Summary
 from driver.core.errors import InvalidArgument
 from driver.core.ids import new_id
 from driver.core.settings import Repository
@@ -39,6 +39,16 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     server.clear()
 
 
+class Watched(Repositories):
+    """Notes for how long the lease says that nobody need collect, while a collection is in hand."""
+
+    seconds = 0
+
+    def collect(self, name: str, node: str) -> Summary:
+        self.seconds = noted().spec.lease_duration_seconds
+        return super().collect(name, node)
+
+
 def noted() -> Any:
     return Kube(NAMESPACE)._leases.read_namespaced_lease(LEASE, NAMESPACE)
 
@@ -56,15 +66,17 @@ def test_an_orphan_goes_once_an_interval_and_sooner_after_a_failure(api: Api, tm
         os.utime(tmp_path / "one" / orphan, (1e9, 1e9))
 
     registries = [CollectorRegistry(), CollectorRegistry()]
+    watched = Watched(tmp_path)
     leases = [Lease(Kube(NAMESPACE), "stillframe-controller", name) for name in ("a", "b")]
     replicas = [
-        Garbage(Repositories(tmp_path), Kube(NAMESPACE), held, "stillframe-controller", name, 7200, registry)
+        Garbage(watched, Kube(NAMESPACE), held, "stillframe-controller", name, 7200, registry)
         for name, held, registry in zip(("a", "b"), leases, registries, strict=True)
     ]
     put()
     assert not replicas[0].turn(), "it does not act for all replicas"
     leases[0].renew()
     assert replicas[0].turn()
+    assert watched.seconds == AGAIN_SECONDS, "one that is cut off is made up for"
     assert store.head(orphan) is None
     put()
     assert not replicas[0].turn()
