@@ -14,12 +14,15 @@ from csi import csi_pb2
 from driver.controller.clones import Clones
 from driver.controller.cluster import State
 from driver.controller.everywhere import Everywhere
+from driver.controller.patience import Patience
 from driver.core.errors import NodeUnavailable, NotFound, OutOfSpace
 from driver.rpc import capabilities
 from driver.rpc.errors import text_of
 from driver.rpc.names import NAME_KEY, TOPOLOGY_KEY, engine_name, parse_handle
 
 NO_NODE = "no node has a node plugin that is ready"
+_MAY_PASS: Final = (State.READY, State.NO_PLUGIN)
+"""A node's states in which a plugin is away that is being replaced."""
 _TOLD: Final = 3
 """Nodes whose reasons an answer has."""
 NO_NODE_HINT = "look at the node plugin's pods: kubectl get pods -o wide"
@@ -46,12 +49,14 @@ class VolumeCalls:
         self._everywhere = everywhere
         self._nodes = everywhere.nodes
         self._clones = Clones(everywhere)
+        self._patience = Patience()
 
     def CreateVolume(  # noqa: N802
         self, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
     ) -> csi_pb2.CreateVolumeResponse:
-        """Made on the first of the wanted nodes that takes it. Raises OutOfSpace if the node is NotReady or gone: the claim
-        is scheduled again. What was begun on a node that the claim has left is removed by `strays`."""
+        """Made on the first of the wanted nodes that takes it. Raises OutOfSpace if the node is NotReady or gone, or for a
+        minute without its plugin: the claim is scheduled again. What was begun on a node that the claim has left is removed
+        by `strays`. Raises NodeUnavailable within that minute."""
         name = engine_name(request.name)
         capabilities.check_all(request.volume_capabilities)
         nodes = wanted_nodes(request.accessibility_requirements)
@@ -59,15 +64,24 @@ class VolumeCalls:
             if len(nodes) != 1:
                 nodes = self._ordered(nodes, name, request, context)
             problems: list[str] = []
+            passing: NodeUnavailable | None = None
             for node in nodes:
                 try:
-                    return self._create(node, request, context)
+                    made = self._create(node, request, context)
                 except NodeUnavailable as error:
                     problems.append(text_of(error))
+                    if self._nodes.cluster.find(node).state in _MAY_PASS:
+                        passing = error
                 except grpc.RpcError as error:
                     if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                         raise
                     problems.append(f"node {node!r}: {error.details()}")
+                else:
+                    self._patience.end(name)
+                    return made
+            if passing is not None and not self._patience.is_over(name):
+                raise passing
+            self._patience.end(name)
             raise no_room(problems)
 
     def _create(

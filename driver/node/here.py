@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from csi import csi_pb2
-from driver.core.client import Client
-from driver.core.errors import NotFound, StillframeError
+from driver.core.client import Client, Result
+from driver.core.errors import EngineUnavailable, NotFound, StillframeError
 from driver.rpc.names import TOPOLOGY_KEY, Handle, parse_handle
 from driver.rpc.operations import Operations
+
+LOST_SECONDS: Final = 60.0
+
+
+class NodeEngine(Client):
+    """The node's engine, and for how long it has been away: health checks ask it every few seconds. Any thread."""
+
+    def __init__(self, state: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(state)
+        self._clock = clock
+        self._away_since: float | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has been away for a minute: nobody should wait for it."""
+        since = self._away_since
+        return since is not None and self._clock() - since >= LOST_SECONDS
+
+    def call(self, call: str, fds: Sequence[int] = (), **arguments: Any) -> Result:
+        """As `Client.call`."""
+        is_away = False
+        try:
+            return super().call(call, fds, **arguments)
+        except EngineUnavailable:
+            is_away = True
+            raise
+        finally:
+            self._away_since = (self._away_since or self._clock()) if is_away else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +48,7 @@ class Here:
     """One node. `engine` may be down; calls to it raise EngineUnavailable then."""
 
     node: str
-    engine: Client
+    engine: NodeEngine
     operations: Operations = field(default_factory=Operations)
 
     @property

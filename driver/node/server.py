@@ -14,7 +14,7 @@ from csi import csi_pb2_grpc
 from driver.core.client import Client
 from driver.node.controller import Controller
 from driver.node.groups import GroupController
-from driver.node.here import Here
+from driver.node.here import Here, NodeEngine
 from driver.node.node import Node
 from driver.rpc.identity import Identity
 from driver.rpc.names import node_id
@@ -34,7 +34,7 @@ class Plugin:
         interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:  # fmt: skip
         self.path = check_endpoint(endpoint)
-        self.here = Here(node_id(node), engine)
+        self.here = Here(node_id(node), NodeEngine(engine.state))
         self.identity = Identity(self.here.why_not)
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="csi"), interceptors=list(interceptors), options=_OPTIONS

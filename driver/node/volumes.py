@@ -8,7 +8,7 @@ import grpc
 from google.protobuf import wrappers_pb2
 
 from csi import csi_pb2
-from driver.core.errors import InvalidArgument, NotFound, OutOfSpace
+from driver.core.errors import EngineUnavailable, InvalidArgument, NotFound, OutOfSpace
 from driver.node.creation import Creation
 from driver.node.here import Here
 from driver.rpc import capabilities, parameters
@@ -27,7 +27,8 @@ class VolumeCalls:
         self, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
     ) -> csi_pb2.CreateVolumeResponse:
         """The volume of that name, made if there is none. One from a snapshot or a volume goes on being made if the caller
-        gives up: it belongs to the name. Raises OutOfSpace for a place that is not here: the claim is scheduled again."""
+        gives up: it belongs to the name. Raises OutOfSpace for a place that is not here, and when the engine has been away for
+        a minute: the claim is scheduled again."""
         name = engine_name(request.name)
         possible = capabilities.check_all(request.volume_capabilities)
         given = parameters.of_volume(request.parameters)
@@ -35,8 +36,13 @@ class VolumeCalls:
         required = request.accessibility_requirements.requisite
         if required and not any(self._here.is_at(topology) for topology in required):
             raise OutOfSpace(f"the volume is wanted on other nodes than {self._here.node!r}")
-        with self._here.operations.on(f"volume of name {name}"):
-            volume = self._creation.volume(name, request, possible, given, context)
+        try:
+            with self._here.operations.on(f"volume of name {name}"):
+                volume = self._creation.volume(name, request, possible, given, context)
+        except EngineUnavailable as error:
+            if self._here.engine.is_lost:
+                raise OutOfSpace(error.message, error.hint) from error
+            raise
         answer = self._volume(volume, request.volume_content_source)
         if given.mkfs_options:
             answer.volume_context["mkfsOptions"] = request.parameters["mkfsOptions"]
@@ -93,13 +99,18 @@ class VolumeCalls:
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetCapacityResponse:
-        """What a new thick volume could get. Parameters are the StorageClass's, unstripped; what is wrong with them is
-        said when a volume is created."""
+        """What a new thick volume could get: nothing once the engine has been away for a minute, so that no claim is scheduled
+        here. Parameters are the StorageClass's, unstripped; what is wrong with them is said when a volume is created."""
         if request.HasField("accessible_topology") and not self._here.is_at(request.accessible_topology):
             return csi_pb2.GetCapacityResponse()
         if request.volume_capabilities and capabilities.is_possible(request.volume_capabilities) is not None:
             return csi_pb2.GetCapacityResponse()
-        found = self._here.engine.call("volume.capacity")
+        try:
+            found = self._here.engine.call("volume.capacity")
+        except EngineUnavailable:
+            if self._here.engine.is_lost:
+                return csi_pb2.GetCapacityResponse()
+            raise
         return csi_pb2.GetCapacityResponse(
             available_capacity=found["available_bytes"],
             maximum_volume_size=wrappers_pb2.Int64Value(value=min(found["available_bytes"], found["volume_bytes_max"])),

@@ -19,10 +19,9 @@ from driver.controller import authority
 from driver.controller.authority import CLIENT, SERVER, Authority
 from driver.controller.cluster import Place, State
 from driver.controller.nodes import Nodes
-from driver.core.client import Client
 from driver.core.errors import NodeSilent, NodeUnavailable
 from driver.node.forwarded import Forwarded
-from driver.node.here import Here
+from driver.node.here import Here, NodeEngine
 from driver.rpc import tls
 from driver.rpc.calls import CallInterceptor
 from driver.rpc.tls import CONTROLLER_NAME, NODE_NAME, Certificates
@@ -66,7 +65,7 @@ class Rig:
         self.ours = authority.make_authority(now())
         self.node = certificates(self.ours, NODE_NAME, SERVER)
         self.controller = certificates(self.ours, CONTROLLER_NAME, CLIENT)
-        here = Here("node-a", Client(folder / "no-engine"))
+        here = Here("node-a", NodeEngine(folder / "no-engine"))
         self.server = Forwarded(f"{ADDRESS}:{self.port}", folder, here, [CallInterceptor(lambda *_: None)])
 
     def listens(self) -> bool:

@@ -12,6 +12,7 @@ from csi import csi_pb2
 from driver.controller.cluster import DELETED, Cluster, State
 from driver.controller.groups import check_one_node
 from driver.controller.nodes import unavailable
+from driver.controller.patience import SECONDS, Patience
 from driver.controller.volumes import wanted_nodes
 from driver.core.errors import InvalidArgument
 from driver.rpc.names import TOPOLOGY_KEY, Handle, node_id
@@ -94,3 +95,13 @@ def test_a_group_is_of_one_node() -> None:
         check_one_node([Handle("a", "1"), Handle("b", "2")])
     with pytest.raises(InvalidArgument):
         check_one_node([])
+
+
+def test_a_claim_waits_a_minute_for_a_plugin_each_time_and_not_for_another_claim_s() -> None:
+    now = [0.0]
+    patience = Patience(lambda: now[0])
+    assert not patience.is_over("pvc-1")
+    now[0] += SECONDS
+    assert patience.is_over("pvc-1") and not patience.is_over("pvc-2")
+    patience.end("pvc-1")
+    assert not patience.is_over("pvc-1")

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from driver.controller.revive import dead, victims
 from driver.controller.seen import PodClaims, VolumeSeen
-from driver.core.client import Client
 from driver.core.ids import new_id
 from driver.host.mountinfo import Mount
 from driver.node.conditions import health_of
 from driver.node.dead import dead_targets
-from driver.node.here import Here
+from driver.node.here import Here, NodeEngine
 from driver.rpc.names import DEVICE_DEAD
 
 ONE, TWO = new_id(), new_id()
@@ -64,7 +63,7 @@ def pod(name: str, claim: str, node: str = "node-1", *, is_ending: bool = False)
 
 def test_a_volume_s_health_names_every_place_in_one_status() -> None:
     """A reason stands once in a volume's health (CSI), also when the engine has given the device up itself."""
-    here = Here("node-1", Client(Path("/nowhere")))
+    here = Here("node-1", NodeEngine(Path("/nowhere")))
     given_up = {"kind": "inaccessible", "reason": DEVICE_DEAD, "message": "its process died again and again"}
     for conditions in ([], [given_up]):
         volume = {"name": "data", "id": ONE, "conditions": conditions}

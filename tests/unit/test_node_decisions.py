@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -10,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi import csi_pb2
-from driver.core.errors import Busy, InvalidArgument, NotFound, OutOfRange, StillframeError
+from driver.core.errors import (
+    Busy,
+    EngineUnavailable,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    OutOfSpace,
+    StillframeError,
+)
 from driver.core.ids import check_name, new_id
 from driver.core.sizes import CHUNK_BYTES, GIB, MIB, VOLUME_BYTES_MAX
+from driver.node.here import LOST_SECONDS, Here, NodeEngine
+from driver.node.volumes import VolumeCalls
 from driver.rpc import capabilities, parameters
 from driver.rpc.errors import CODES, bounded
 from driver.rpc.names import Handle, engine_name, node_id, parse_handle
@@ -190,3 +202,20 @@ def test_an_errors_text_fits_grpcs_trailers(text: str) -> None:
     assert len(quote(bounded(text))) <= 4096 + 9
     assert bounded(text).rstrip("…") in text or text == ""
     assert bounded("short") == "short"
+
+
+def test_a_claim_is_scheduled_again_once_the_engine_has_been_away_for_a_minute(tmp_path: Path) -> None:
+    now = [0.0]
+    calls = VolumeCalls(Here("node-1", NodeEngine(tmp_path, lambda: now[0])))
+    context: Any = None
+    create = csi_pb2.CreateVolumeRequest(name="pvc-1", volume_capabilities=[mount_capability()])
+    for wait in (0.0, LOST_SECONDS / 2):
+        now[0] += wait
+        with pytest.raises(EngineUnavailable):
+            calls.CreateVolume(create, context)
+        with pytest.raises(EngineUnavailable):
+            calls.GetCapacity(csi_pb2.GetCapacityRequest(), context)
+    now[0] += LOST_SECONDS
+    with pytest.raises(OutOfSpace):
+        calls.CreateVolume(create, context)
+    assert calls.GetCapacity(csi_pb2.GetCapacityRequest(), context).available_capacity == 0
