@@ -13,6 +13,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from driver.controller.clones import left_over
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.repositories import Repositories
@@ -84,6 +85,9 @@ class Garbage:
 
     def _collect(self, name: str) -> bool:
         try:
+            for snapshot in left_over(self._repositories.list(name), datetime.now(UTC)):
+                self._repositories.delete(name, snapshot, only_writer=False)
+                logs.log().info("what a clone left behind is deleted", repository=name, snapshot=snapshot)
             done = self._repositories.collect(name, self._identity)
         except StillframeError as error:
             self._done.labels(name, "failed").inc()

@@ -106,7 +106,7 @@ class Revive:
             self._help(victim, now)
 
     def _help(self, victim: Victim, now: float) -> None:
-        """Tell once in a while, and delete until that has succeeded: what fails for one pod is tried again at the next look."""
+        """Tell once in a while, and delete until that has succeeded: what fails for one is tried again at the next look."""
         pod, key = victim.pod, (victim.pod.uid, victim.volume.handle)
         is_remade = self._remake and pod.has_owner
         if key not in self._told:

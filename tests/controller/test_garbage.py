@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from driver.controller.clones import snapshot_name
 from driver.controller.garbage import AGAIN_SECONDS, Garbage
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.repositories import Repositories, Summary
 from driver.core.errors import InvalidArgument
-from driver.core.ids import new_id
+from driver.core.ids import new_id, snapshot_id
 from driver.core.settings import Repository
 from driver.core.sizes import parse_duration
 from driver.store import layout
 from driver.store.open import open_store
+from driver.store.port import ObjectStore
 from driver.store.retry import BRIEF
 from driver.transfer import catalog
+from driver.transfer.records import Named
 from tests.apiserver import NAMESPACE, Api, api_server
 from tests.servers import repository_tables
 
@@ -53,6 +56,16 @@ def noted() -> Any:
     return Kube(NAMESPACE)._leases.read_namespaced_lease(LEASE, NAMESPACE)
 
 
+def of_a_clone(store: ObjectStore) -> str:
+    """The id of a snapshot that was begun long ago for a clone on another node, and ended."""
+    name = snapshot_name("pvc-1", 0)
+    known = Named(snapshot_id(name), name)
+    of = catalog.Beginning(known, Named(new_id(), "pvc-0"), new_id(), "node-a")
+    catalog.write_pending(store, of, "2020-01-01T00:00:00+00:00")
+    catalog.fence(store, known.id, "nothing was heard of it")
+    return known.id
+
+
 def test_an_orphan_goes_once_an_interval_and_sooner_after_a_failure(api: Api, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -73,11 +86,14 @@ def test_an_orphan_goes_once_an_interval_and_sooner_after_a_failure(api: Api, tm
         for name, held, registry in zip(("a", "b"), leases, registries, strict=True)
     ]
     put()
+    left = of_a_clone(store)
     assert not replicas[0].turn(), "it does not act for all replicas"
+    assert store.head(layout.tombstone(left)) is None
     leases[0].renew()
     assert replicas[0].turn()
     assert watched.seconds == AGAIN_SECONDS, "one that is cut off is made up for"
     assert store.head(orphan) is None
+    assert store.head(layout.tombstone(left)) is not None, "nobody else deletes what a clone left behind"
     put()
     assert not replicas[0].turn()
     leases[0].start()

@@ -1,4 +1,4 @@
-"""Pods whose volume lost its device, on a real API and a real node: which are told and deleted, and that it is done at last."""
+"""Pods whose volume lost its device, on a real API and a real node: which are told and deleted, and when."""
 
 from __future__ import annotations
 
