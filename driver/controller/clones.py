@@ -1,8 +1,8 @@
 """A clone on another node than its source's: through the default repository, as a snapshot that lives as long as that takes.
 
 Each call does what is left to do, so a call that ran out of time is made again: snapshot, restore, delete the snapshot. An
-upload that failed is begun anew, by another name if the repository holds its end. What a claim leaves behind that was deleted
-meanwhile, or got its volume on the source's node, is `left_over`.
+upload that failed is begun anew, by another name if the repository holds its end. What a claim leaves behind, as it was
+deleted or got its volume on the source's node, is `left_over`.
 """
 
 from __future__ import annotations

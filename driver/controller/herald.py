@@ -11,15 +11,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import Final
 
-import grpc
-
-from driver.controller.cluster import State
 from driver.controller.events import About, Event, about, events, unheard
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.repositories import Repositories
-from driver.core.errors import KubernetesUnavailable, NodeSilent, NodeUnavailable, StillframeError
+from driver.core.errors import KubernetesUnavailable, StillframeError
 from driver.rpc import logs, progress
 from driver.rpc.described import READY
 from driver.rpc.names import DRIVER, parse_handle
@@ -95,18 +92,10 @@ class Herald:
 
     def _heard(self) -> list[Work]:
         """Of the nodes that can be asked."""
-        found: list[Work] = []
         ids = [item.id for item in self._running.values() if item.kind is Kind.UPLOAD]
-        for node in self._nodes.cluster.with_plugins():
-            if self._nodes.cluster.find(node).state is not State.READY:
-                continue
-            try:
-                answer = self._nodes.call(node, progress.METHOD, progress.asked_for(ids), _CALL_SECONDS)
-            except (NodeUnavailable, NodeSilent, grpc.RpcError) as error:
-                logs.log().info("its uploads and restores are not known", node=node, error=str(error))
-                continue
-            found += progress.unpack(answer)
-        return found
+        asked = progress.asked_for(ids)
+        answers = self._nodes.ask_all(self._nodes.ready(), progress.METHOD, asked, _CALL_SECONDS)
+        return [work for answer in answers.values() for work in progress.unpack(answer)]
 
     def _outcome(self, work: Work) -> Work | None:
         """What became of an upload of which its node says nothing: the repository knows. None while that is open."""
@@ -138,7 +127,7 @@ class Herald:
         self._about |= about(unknown, self._kube.snapshot_contents() if uploads else (), claims)
 
     def _tell(self, event: Event) -> str | None:
-        """What its object has been told now: one that cannot be told keeps no other from it, and is told at the next look."""
+        """What its object has been told now; what cannot be written is tried again at the next look."""
         before = self._told.get(event.name)
         if before == event.message:
             return before

@@ -1,7 +1,7 @@
 """The Kubernetes API, as far as the controller needs it: the only module that knows the `kubernetes` package. Any thread.
 
-Every request has time-outs; what fails is KubernetesUnavailable. Objects that we keep (secrets, config maps, leases) are
-read with their version and written only over the version that was read.
+Every request has time-outs and is made once; what fails is KubernetesUnavailable. Objects that we keep (secrets, config
+maps, leases) are read with their version and written only over the version that was read.
 """
 
 from __future__ import annotations
@@ -281,6 +281,7 @@ def namespace_of(context: str | None = None) -> str:
 def _configuration(context: str | None) -> client.Configuration:
     """Of $KUBECONFIG; without it that of the pod that this is, or of ~/.kube/config. `context` None: the current one."""
     made = client.Configuration()
+    made.retries = False  # three more by default, each with its own time-outs; callers ask again themselves
     loader: Any = config  # its functions have no types
     path = settings.environment("KUBECONFIG")
     with _translated("read the configuration of the Kubernetes client"):

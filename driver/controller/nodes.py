@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
@@ -19,11 +20,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from csi import csi_pb2
 from driver.controller.cluster import Cluster, Place, State
 from driver.core.errors import NodeSilent, NodeUnavailable
-from driver.rpc import progress, tls
+from driver.rpc import logs, progress, tls
 from driver.rpc.deadlines import time_left
 
 CONNECT_SECONDS: Final = 3.0
 _CALL_SECONDS: Final = 300.0
+_AT_ONCE: Final = 16
 _SERVICES: Final = ("Controller", "GroupController")
 _FIXES: Final = {
     State.NOT_READY: "bring it back; if it is gone for good, delete its Node object, then: stillframe node forget {node}",
@@ -67,6 +69,31 @@ class Nodes:
         Raises NodeUnavailable, NodeSilent (asked, and no answer), grpc.RpcError as the node answered.
         """
         return self.call(node, method, request, min(time_left(context), _CALL_SECONDS), context)
+
+    def ready(self) -> list[str]:
+        """Those that can be asked, as far as is known, in the order of their names in handles."""
+        return [node for node in self.cluster.with_plugins() if self.cluster.find(node).state is State.READY]
+
+    def ask_all(
+        self, nodes: Sequence[str], method: str, request: Any, seconds: float = _CALL_SECONDS,
+        context: grpc.ServicerContext | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What nodes answer, in their order: all are asked at once, within `seconds` and the deadline of the call that it is
+        for. Those that do not answer are logged, and are not in it."""
+
+        def ask(node: str) -> Any:
+            left = seconds if context is None else min(seconds, time_left(context))
+            try:
+                return self.call(node, method, request, left, context)
+            except (NodeUnavailable, NodeSilent) as error:
+                logs.log().info("a node cannot be asked", node=node, method=method, error=error.message)
+            except grpc.RpcError as error:
+                logs.log().info("a node cannot be asked", node=node, method=method, error=str(error.details()))
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ask-all") as pool:
+            found = list(pool.map(ask, nodes))
+        return {node: answer for node, answer in zip(nodes, found, strict=True) if answer is not None}
 
     def call(
         self, node: str, method: str, request: Any, seconds: float, context: grpc.ServicerContext | None = None

@@ -13,15 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import grpc
-
 from csi import csi_pb2
-from driver.controller.cluster import State
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.seen import PodClaims, VolumeSeen
-from driver.core.errors import KubernetesUnavailable, NodeSilent, NodeUnavailable, StillframeError
+from driver.core.errors import KubernetesUnavailable, StillframeError
 from driver.rpc import logs
 from driver.rpc.names import DEVICE_DEAD, DRIVER, node_id, parse_handle
 
@@ -52,8 +49,8 @@ def dead(entries: Iterable[csi_pb2.VolumeHealth]) -> dict[str, str]:
 
 
 def victims(found: dict[str, str], volumes: Sequence[VolumeSeen], pods: Sequence[PodClaims]) -> list[Victim]:
-    """The pods that have such a volume mounted where its device is dead: kubelet's paths have the pod's uid. Another pod with
-    the same claim may have been given a new device, and one that is being deleted needs no help. Pure."""
+    """The pods that have such a volume mounted where its device is dead: kubelet's paths have the pod's uid. Another pod of
+    the same claim may have been given the new device, and one that is being deleted needs no help. Pure."""
     hurt = {
         volume.claim: volume
         for volume in volumes
@@ -119,18 +116,9 @@ class Revive:
 
     def _dead(self) -> dict[str, str]:
         """Of the nodes that can be asked."""
-        found: dict[str, str] = {}
-        for node in self._nodes.cluster.with_plugins():
-            if self._nodes.cluster.find(node).state is not State.READY:
-                continue
-            try:
-                request = csi_pb2.ControllerListVolumeHealthRequest()
-                answer = self._nodes.call(node, "ControllerListVolumeHealth", request, _CALL_SECONDS)
-            except (NodeUnavailable, NodeSilent, grpc.RpcError) as error:
-                logs.log().info("the health of its volumes is not known", node=node, error=str(error))
-                continue
-            found |= dead(answer.entries)
-        return found
+        request = csi_pb2.ControllerListVolumeHealthRequest()
+        answers = self._nodes.ask_all(self._nodes.ready(), "ControllerListVolumeHealth", request, _CALL_SECONDS)
+        return dead(entry for answer in answers.values() for entry in answer.entries)
 
     def _tell(self, victim: Victim, *, is_remade: bool) -> None:
         pod, claim = victim.pod, victim.volume.claim

@@ -17,7 +17,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from csi import csi_pb2
-from driver.controller.cluster import State
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
@@ -109,17 +108,9 @@ class Strays(Collector):
 
     def _volumes(self) -> list[Listed]:
         """Of the nodes that can be asked."""
-        found: list[Listed] = []
-        for node in self._nodes.cluster.with_plugins():
-            if self._nodes.cluster.find(node).state is not State.READY:
-                continue
-            try:
-                answer = self._nodes.call(node, "ListVolumes", csi_pb2.ListVolumesRequest(), _CALL_SECONDS)
-            except (NodeUnavailable, NodeSilent, grpc.RpcError) as error:
-                logs.log().info("its volumes are not known", node=node, error=str(error))
-                continue
-            found += listed(answer.entries)
-        return found
+        request = csi_pb2.ListVolumesRequest()
+        answers = self._nodes.ask_all(self._nodes.ready(), "ListVolumes", request, _CALL_SECONDS)
+        return listed(entry for answer in answers.values() for entry in answer.entries)
 
     def _remove(self, stray: Listed) -> None:
         node = parse_handle("volume", stray.handle).where

@@ -102,38 +102,21 @@ class VolumeCalls:
     ) -> list[str]:
         """Where several nodes may have the volume: the one that has it already, else the one of its source, else as wanted,
         else by what is free."""
-        found = self._holder(wanted or self._ready(), name, context)
-        if found is not None:
-            return [found]
+        nodes = list(wanted) or self._nodes.ready()
+        listed = self._nodes.ask_all(nodes, "ListVolumes", csi_pb2.ListVolumesRequest(), context=context)
+        for node, answer in listed.items():
+            if any(entry.volume.volume_context.get(NAME_KEY) == name for entry in answer.entries):
+                return [node]
         source = request.volume_content_source.volume.volume_id
         if source:
             home = parse_handle("volume", source).where
             if not wanted or home in wanted:
                 return [home]
         if wanted:
-            return list(wanted)
-        free = {node: self._free(node, context) for node in self._ready()}
-        return sorted(free, key=lambda node: (-free[node], node))
-
-    def _ready(self) -> list[str]:
-        cluster = self._nodes.cluster
-        return [node for node in cluster.with_plugins() if cluster.find(node).state is State.READY]
-
-    def _holder(self, nodes: Sequence[str], name: str, context: grpc.ServicerContext) -> str | None:
-        for node in nodes:
-            try:
-                answer = self._nodes.ask(node, "ListVolumes", csi_pb2.ListVolumesRequest(), context)
-            except NodeUnavailable:
-                continue
-            if any(entry.volume.volume_context.get(NAME_KEY) == name for entry in answer.entries):
-                return node
-        return None
-
-    def _free(self, node: str, context: grpc.ServicerContext) -> int:
-        try:
-            return int(self._nodes.ask(node, "GetCapacity", csi_pb2.GetCapacityRequest(), context).available_capacity)
-        except NodeUnavailable:
-            return 0
+            return nodes
+        found = self._nodes.ask_all(list(listed), "GetCapacity", csi_pb2.GetCapacityRequest(), context=context)
+        free = {node: answer.available_capacity for node, answer in found.items()}
+        return sorted(nodes, key=lambda node: (-free.get(node, 0), node))
 
     def DeleteVolume(  # noqa: N802
         self, request: csi_pb2.DeleteVolumeRequest, context: grpc.ServicerContext
@@ -158,12 +141,12 @@ class VolumeCalls:
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetCapacityResponse:
-        """Of the node that the topology names; without one the sum of those that are ready, and the largest volume."""
+        """Of the node that the topology names; without one the sum of those that answer, and the largest volume."""
         node = request.accessible_topology.segments.get(TOPOLOGY_KEY)
         if node:
             answer: csi_pb2.GetCapacityResponse = self._nodes.ask(node, "GetCapacity", request, context)
             return answer
-        found = [self._nodes.ask(each, "GetCapacity", request, context) for each in self._ready()]
+        found = self._nodes.ask_all(self._nodes.ready(), "GetCapacity", request, context=context).values()
         if not found:
             return csi_pb2.GetCapacityResponse()
         return csi_pb2.GetCapacityResponse(

@@ -27,8 +27,8 @@ class VolumeCalls:
         self, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
     ) -> csi_pb2.CreateVolumeResponse:
         """The volume of that name, made if there is none. One from a snapshot or a volume goes on being made if the caller
-        gives up: it belongs to the name. Raises OutOfSpace for a place that is not here, and when the engine has been away for
-        a minute: the claim is scheduled again."""
+        gives up: it belongs to the name. Raises OutOfSpace for a place that is not here, and when the engine has been away
+        for a minute: the claim is scheduled again."""
         name = engine_name(request.name)
         possible = capabilities.check_all(request.volume_capabilities)
         given = parameters.of_volume(request.parameters)
@@ -99,8 +99,8 @@ class VolumeCalls:
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetCapacityResponse:
-        """What a new thick volume could get: nothing once the engine has been away for a minute, so that no claim is scheduled
-        here. Parameters are the StorageClass's, unstripped; what is wrong with them is said when a volume is created."""
+        """What a new thick volume could get: nothing once the engine has been away for a minute, so that no claim is
+        scheduled here. Parameters are the StorageClass's, unstripped; what is wrong with them is said at CreateVolume."""
         if request.HasField("accessible_topology") and not self._here.is_at(request.accessible_topology):
             return csi_pb2.GetCapacityResponse()
         if request.volume_capabilities and capabilities.is_possible(request.volume_capabilities) is not None:

@@ -152,6 +152,17 @@ def test_what_calls_answer_while_a_node_cannot_be_asked(two: Cluster) -> None:
     assert controller.controller.ControllerGetVolume(get, timeout=DEADLINE).volume.volume_id == other
 
 
+def test_a_volume_for_any_node_is_made_though_several_cannot_be_reached(two: Cluster) -> None:
+    """They are asked all at once: within the caller's deadline one that answers is found."""
+    for number in range(1, 6):
+        two.api.put_node(f"node-lost-{number}")
+        two.api.put_pod(f"plugin-lost-{number}", f"node-lost-{number}", f"127.0.8.{number}")
+    controller = two.controllers[0]
+    wait_until(lambda: 'stillframe_nodes{state="ready"} 7.0' in controller.get("/metrics"))
+    made = controller.controller.CreateVolume(volume_of("anywhere"), timeout=DEADLINE).volume
+    assert made.volume_id in {handle for node in two.nodes.values() for handle in node.volumes().values()}
+
+
 def test_a_snapshot_whose_node_died_fails_after_five_silent_minutes(two: Cluster) -> None:
     controller, node = two.controllers[0], two.nodes["node-a"]
     volume = create(controller, "pvc-a", "node-a")

@@ -76,8 +76,8 @@ def test_a_volume_s_health_names_every_place_in_one_status() -> None:
 def test_pods_that_have_the_dead_device_are_hurt_and_no_others() -> None:
     volumes = [volume(f"node-1:{ONE}", "a"), volume(f"node-1:{TWO}", "b"), volume(f"node-1:{ONE}", "c", "other.example.com")]
     pods = [
-        pod("hurt", "a"), pod("well", "b"), pod("foreign", "c"), pod("far", "a", "node-2"), pod("ending", "a", is_ending=True),
-        pod("made-in-its-place", "a"),
+        pod("hurt", "a"), pod("well", "b"), pod("foreign", "c"), pod("far", "a", "node-2"),
+        pod("ending", "a", is_ending=True), pod("made-in-its-place", "a"),
     ]  # fmt: skip
     where = ", ".join(f"/pods/uid-{name}/mount" for name in ("ending", "hurt", "foreign", "far"))
     found = victims({f"node-1:{ONE}": f"the engine was started anew while it was mounted at {where}"}, volumes, pods)
