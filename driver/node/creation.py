@@ -21,7 +21,8 @@ from driver.rpc.described import DELETED
 from driver.rpc.names import parse_handle
 from driver.rpc.parameters import VolumeParameters
 
-_POLL_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = (0.05, 1.0)
+"""At first, for what is made at once; then ever more seldom, as the engine serves the node's block devices too."""
 _Capabilities = Sequence[csi_pb2.VolumeCapability]
 
 
@@ -112,9 +113,11 @@ class Creation:
 
     def _available(self, volume: dict[str, Any], context: grpc.ServicerContext) -> dict[str, Any]:
         """Wait until the volume is made. Raises Busy when the call's time is up, and what the making failed with."""
+        pause, longest = _POLL_SECONDS
         while volume["state"] != "available":
-            if not wait(context, _POLL_SECONDS) or time_left(context) <= 0:
+            if not wait(context, pause) or time_left(context) <= 0:
                 raise Busy(f"volume {volume['name']!r} is being made; that goes on")
+            pause = min(2 * pause, longest)
             job = volume["restore_job"]
             try:
                 volume = self._here.engine.call("volume.show", name=volume["id"])
