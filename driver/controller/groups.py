@@ -25,7 +25,7 @@ from driver.core.errors import (
 from driver.core.ids import member_name, snapshot_id
 from driver.rpc import logs, parameters
 from driver.rpc.described import IN_THE_MAKING, check_alive, group_of
-from driver.rpc.names import Handle, engine_name, group_handle, node_id, parse_handle
+from driver.rpc.names import NO_SNAPSHOT, Handle, engine_name, group_handle, node_id, parse_handle
 
 _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 
@@ -122,7 +122,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         handle = parse_handle("group snapshot", request.group_snapshot_id)
         members = self._members(handle)
         if not members:
-            raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}")
+            raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}", NO_SNAPSHOT)
         for error in self._check_members(handle, request.snapshot_ids, members).values():
             raise error
         if any(member["state"] in (IN_THE_MAKING, STALE) for member in members):

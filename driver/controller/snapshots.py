@@ -32,7 +32,7 @@ from driver.core.ids import snapshot_id
 from driver.rpc import logs, parameters
 from driver.rpc.deadlines import time_left
 from driver.rpc.described import DELETED, IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
-from driver.rpc.names import Handle, engine_name, node_id, parse_handle
+from driver.rpc.names import NO_SNAPSHOT, Handle, engine_name, node_id, parse_handle
 from driver.rpc.paging import page
 
 STALE: Final = "failed"
@@ -120,7 +120,7 @@ class SnapshotCalls:
         handle = parse_handle("snapshot", request.snapshot_id)
         found = self._everywhere.repositories.show(handle.where, handle.id)
         if found is None or found["state"] == DELETED or not found["volume"]:
-            raise NotFound(f"there is no snapshot {request.snapshot_id!r}")
+            raise NotFound(f"there is no snapshot {request.snapshot_id!r}", NO_SNAPSHOT)
         return csi_pb2.GetSnapshotResponse(snapshot=self._described(found, context))
 
     def _described(self, found: Summary, context: grpc.ServicerContext) -> csi_pb2.Snapshot:

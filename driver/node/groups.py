@@ -13,7 +13,7 @@ from driver.node.here import Here
 from driver.node.snapshots import BEFORE_THE_CUT, everything, file_systems
 from driver.rpc import parameters
 from driver.rpc.described import DELETED, check_alive, group_of
-from driver.rpc.names import engine_name, group_handle, parse_handle
+from driver.rpc.names import NO_SNAPSHOT, engine_name, group_handle, parse_handle
 
 _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 
@@ -86,7 +86,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             raise InvalidArgument("the group snapshot id is missing")
         members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
         if not members:
-            raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}")
+            raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}", NO_SNAPSHOT)
         for error in self._check_members(request.group_snapshot_id, request.snapshot_ids, members).values():
             raise error
         for member in members.values():

@@ -15,13 +15,18 @@ from driver.rpc.names import TOPOLOGY_KEY, Handle, parse_handle
 from driver.rpc.operations import Operations
 
 LOST_SECONDS: Final = 60.0
+_FIX: Final = (
+    "look at the engine's pod of that node: kubectl get pods -A -l app.kubernetes.io/component=engine -o wide; "
+    "without Kubernetes, start it as root: stillframe engine run"
+)
 
 
 class NodeEngine(Client):
-    """The node's engine, and for how long it has been away: health checks ask it every few seconds. Any thread."""
+    """The engine of `node`, and for how long it has been away: health checks ask it every few seconds. Any thread."""
 
-    def __init__(self, state: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, state: Path, node: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(state)
+        self._node = node
         self._clock = clock
         self._away_since: float | None = None
 
@@ -32,13 +37,13 @@ class NodeEngine(Client):
         return since is not None and self._clock() - since >= LOST_SECONDS
 
     def call(self, call: str, fds: Sequence[int] = (), **arguments: Any) -> Result:
-        """As `Client.call`."""
+        """As `Client.call`; EngineUnavailable says whose engine it is, for those who read it far from the node."""
         is_away = False
         try:
             return super().call(call, fds, **arguments)
-        except EngineUnavailable:
+        except EngineUnavailable as error:
             is_away = True
-            raise
+            raise EngineUnavailable(f"node {self._node!r}: {error.message}", _FIX) from error
         finally:
             self._away_since = (self._away_since or self._clock()) if is_away else None
 

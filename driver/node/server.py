@@ -34,7 +34,7 @@ class Plugin:
         interceptors: Sequence[grpc.ServerInterceptor] = (),
     ) -> None:  # fmt: skip
         self.path = check_endpoint(endpoint)
-        self.here = Here(node_id(node), NodeEngine(engine.state))
+        self.here = Here(node_id(node), NodeEngine(engine.state, node))
         self.identity = Identity(self.here.why_not)
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="csi"), interceptors=list(interceptors), options=_OPTIONS

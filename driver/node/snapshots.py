@@ -29,7 +29,7 @@ from driver.host import mountinfo
 from driver.node.here import Here
 from driver.rpc import parameters
 from driver.rpc.described import DELETED, IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
-from driver.rpc.names import engine_name, parse_handle
+from driver.rpc.names import NO_SNAPSHOT, engine_name, parse_handle
 from driver.rpc.paging import page
 
 BEFORE_THE_CUT = (EngineUnavailable, RepositoryUnavailable, OutOfSpace)
@@ -129,7 +129,7 @@ class SnapshotCalls:
         handle = parse_handle("snapshot", request.snapshot_id)
         found = self._here.engine.call("snapshot.show", snapshot=str(handle))
         if found["state"] == DELETED or not found["volume"]:
-            raise NotFound(f"there is no snapshot {request.snapshot_id!r}")
+            raise NotFound(f"there is no snapshot {request.snapshot_id!r}", NO_SNAPSHOT)
         check_alive(found)
         return csi_pb2.GetSnapshotResponse(snapshot=snapshot_of(found))
 

@@ -19,6 +19,13 @@ NAME_KEY: Final = "csi.stillframe.io/name"
 """In the volume_context of a listed volume: the engine's name for it, which is that of the PersistentVolume."""
 DEVICE_DEAD: Final = "DeviceDead"
 """Reason of a volume's health: whoever has it mounted gets errors for ever, until it is mounted anew."""
+NO_SNAPSHOT: Final = "it was deleted, or never complete: take another one"
+"""What to do where there is no snapshot of a handle."""
+_HANDLES: Final = {
+    "volume": "look at the volumeHandle of its PersistentVolume: it is <node>:<uuid>",
+    "snapshot": "look at the snapshotHandle of its VolumeSnapshotContent: it is <repository>:<uuid>",
+    "group snapshot": "look at the handle in its VolumeGroupSnapshotContent: it is <repository>:<uuid>",
+}
 NODE_NAME_MAX: Final = 63
 NAME_BYTES_MAX: Final = 128
 """CSI 1.13, "Size Limits": of a string field that says nothing else."""
@@ -60,12 +67,13 @@ class Handle:
 
 
 def parse_handle(what: str, text: str) -> Handle:
-    """Raises InvalidArgument if there is none, NotFound if it is none of ours."""
+    """That of a volume, a snapshot or a group snapshot. Raises InvalidArgument if there is none, NotFound if it is none of
+    ours."""
     if not text:
         raise InvalidArgument(f"the {what} id is missing")
     where, _, number = text.rpartition(":")
     if not where or not is_id(number) or len(text.encode()) > NAME_BYTES_MAX:
-        raise NotFound(f"there is no {what} {text[:NAME_BYTES_MAX]!r}: it is no id of this driver")
+        raise NotFound(f"there is no {what} {text[:NAME_BYTES_MAX]!r}: it is no id of this driver", _HANDLES[what])
     return Handle(where, number)
 
 

@@ -65,7 +65,7 @@ class Rig:
         self.ours = authority.make_authority(now())
         self.node = certificates(self.ours, NODE_NAME, SERVER)
         self.controller = certificates(self.ours, CONTROLLER_NAME, CLIENT)
-        here = Here("node-a", NodeEngine(folder / "no-engine"))
+        here = Here("node-a", NodeEngine(folder / "no-engine", "node-a"))
         self.server = Forwarded(f"{ADDRESS}:{self.port}", folder, here, [CallInterceptor(lambda *_: None)])
 
     def listens(self) -> bool:

@@ -63,7 +63,7 @@ def pod(name: str, claim: str, node: str = "node-1", *, is_ending: bool = False)
 
 def test_a_volume_s_health_names_every_place_in_one_status() -> None:
     """A reason stands once in a volume's health (CSI), also when the engine has given the device up itself."""
-    here = Here("node-1", NodeEngine(Path("/nowhere")))
+    here = Here("node-1", NodeEngine(Path("/nowhere"), "node-1"))
     given_up = {"kind": "inaccessible", "reason": DEVICE_DEAD, "message": "its process died again and again"}
     for conditions in ([], [given_up]):
         volume = {"name": "data", "id": ONE, "conditions": conditions}

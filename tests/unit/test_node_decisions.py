@@ -59,8 +59,10 @@ def test_a_handle_is_node_and_uuid() -> None:
     handle = Handle("node-1", new_id())
     assert parse_handle("volume", str(handle)) == handle
     for text in ("x", "node-1:", ":" + new_id(), "node-1:not-a-uuid", "n" * 200 + ":" + new_id()):
-        with pytest.raises(NotFound):
-            parse_handle("volume", text)
+        for what in ("volume", "snapshot", "group snapshot"):
+            with pytest.raises(NotFound) as raised:
+                parse_handle(what, text)
+            assert "<uuid>" in raised.value.hint
     with pytest.raises(InvalidArgument):
         parse_handle("volume", "")
 
@@ -206,13 +208,14 @@ def test_an_errors_text_fits_grpcs_trailers(text: str) -> None:
 
 def test_a_claim_is_scheduled_again_once_the_engine_has_been_away_for_a_minute(tmp_path: Path) -> None:
     now = [0.0]
-    calls = VolumeCalls(Here("node-1", NodeEngine(tmp_path, lambda: now[0])))
+    calls = VolumeCalls(Here("node-1", NodeEngine(tmp_path, "node-1", lambda: now[0])))
     context: Any = None
     create = csi_pb2.CreateVolumeRequest(name="pvc-1", volume_capabilities=[mount_capability()])
     for wait in (0.0, LOST_SECONDS / 2):
         now[0] += wait
-        with pytest.raises(EngineUnavailable):
+        with pytest.raises(EngineUnavailable, match="node 'node-1': no engine runs on") as raised:
             calls.CreateVolume(create, context)
+        assert "kubectl get pods" in raised.value.hint
         with pytest.raises(EngineUnavailable):
             calls.GetCapacity(csi_pb2.GetCapacityRequest(), context)
     now[0] += LOST_SECONDS

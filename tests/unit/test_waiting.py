@@ -68,7 +68,7 @@ def test_an_engine_that_makes_a_volume_is_asked_about_once_a_second(
             capacity_range=csi_pb2.CapacityRange(required_bytes=64 * MIB),
         )  # fmt: skip
         with pytest.raises(Busy):
-            VolumeCalls(Here("node-1", NodeEngine(tmp_path))).CreateVolume(request, context)
+            VolumeCalls(Here("node-1", NodeEngine(tmp_path, "node-1"))).CreateVolume(request, context)
         server.shutdown(socket.SHUT_RDWR)
         serving.join()
     assert 60 <= len(asked) <= 70
