@@ -73,7 +73,7 @@ class SnapshotCalls:
     def DeleteSnapshot(  # noqa: N802
         self, request: csi_pb2.DeleteSnapshotRequest, context: grpc.ServicerContext
     ) -> csi_pb2.DeleteSnapshotResponse:
-        """Nothing happens if it is gone. Raises InvalidArgument for a member of a group."""
+        """Nothing happens if it is gone. Raises InvalidArgument for a member of a group that is not deleted."""
         try:
             handle = parse_handle("snapshot", request.snapshot_id)
         except NotFound:
@@ -84,7 +84,7 @@ class SnapshotCalls:
             except DataCorrupt as error:
                 delete_damaged(self._everywhere, handle, error)
                 return csi_pb2.DeleteSnapshotResponse()
-            if known is not None and known["group"]:
+            if known is not None and known["group"] and known["state"] != DELETED:
                 raise InvalidArgument(
                     f"snapshot {handle} belongs to group snapshot {known['group']!r}", "delete the group snapshot"
                 )

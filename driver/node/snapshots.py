@@ -92,12 +92,13 @@ class SnapshotCalls:
         return csi_pb2.DeleteSnapshotResponse()
 
     def _check_alone(self, handle: str) -> None:
-        """Raises InvalidArgument for a member of a group, NotFound. Of what group a damaged one was, nobody knows."""
+        """Raises InvalidArgument for a member of a group that is not deleted, NotFound. Of what group a damaged one was,
+        nobody knows."""
         try:
             found = self._here.engine.call("snapshot.show", snapshot=handle)
         except DataCorrupt:
             return
-        if found["group"]:
+        if found["group"] and found["state"] != DELETED:
             raise InvalidArgument(
                 f"snapshot {handle} belongs to group snapshot {found['group']!r}", "delete the group snapshot"
             )

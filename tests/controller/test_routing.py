@@ -163,6 +163,8 @@ def test_a_group_is_cut_on_one_node_and_refused_over_two(controller: Controller)
     gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
     for _ in range(2):
         controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=20)
+    for handle in ids:  # whose VolumeSnapshotContents were made by hand, and are deleted now
+        controller.controller.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle), timeout=10)
     assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=10).entries
     for handle in (one, two, other):
         delete(controller, handle)

@@ -170,6 +170,7 @@ def test_a_group_is_cut_and_deleted_as_one(one: Plugin) -> None:
     gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
     for _ in range(2):
         one.groups.DeleteVolumeGroupSnapshot(gone)
+    one.controller.DeleteSnapshot(alone)
     assert code(one.groups.GetVolumeGroupSnapshot, ask) is grpc.StatusCode.NOT_FOUND
     elsewhere = csi_pb2.CreateVolumeGroupSnapshotRequest(
         name="wide", source_volume_ids=[volumes[0], "elsewhere:" + volumes[1].rpartition(":")[2]]
