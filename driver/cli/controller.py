@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import grpc
 
-from csi import csi_pb2, csi_pb2_grpc
 from driver.cli.context import DURATION, Context, pass_context
 from driver.core import settings
-from driver.core.errors import FailedPrecondition
 from driver.core.sizes import format_size
 from driver.rpc import logs
 
 _ENDPOINT = "unix:///csi/csi.sock"
 _SELECTOR = "app.kubernetes.io/name=stillframe,app.kubernetes.io/component=node"
-_PAGE = 500
-_SECONDS = 60.0
 
 
 @click.group(invoke_without_command=True)
@@ -68,25 +62,16 @@ def controller(
 @click.option("--endpoint", default=_ENDPOINT, show_default=True, help="Where a controller plugin serves CSI.")
 @pass_context
 def orphans(context: Context, endpoint: str) -> None:
-    """List the volumes that no PersistentVolume has: data that is kept and that nobody uses."""
+    """List the volumes that no PersistentVolume has: data that is kept and that nobody uses. Those of nodes that cannot be
+    asked are not in it; the nodes are named."""
+    from driver.controller import inventory
     from driver.controller.kube import Kube
-    from driver.controller.strays import listed, without_pv
+    from driver.controller.strays import without_pv
 
-    found = without_pv(listed(_volumes(endpoint)), Kube(settings.own_namespace()).volumes())
+    known = inventory.ask(endpoint)
+    found = without_pv(known.volumes, Kube(settings.own_namespace()).volumes())
     rows = [[orphan.handle, orphan.name, format_size(orphan.size_bytes)] for orphan in found]
     shown = [{"volume": item.handle, "name": item.name, "size_bytes": item.size_bytes} for item in found]
-    context.output.table({"volumes": shown}, ["VOLUME", "NAME", "SIZE"], rows)
-
-
-def _volumes(endpoint: str) -> Iterator[csi_pb2.ListVolumesResponse.Entry]:
-    with grpc.insecure_channel(endpoint) as channel:
-        stub = csi_pb2_grpc.ControllerStub(channel)
-        token = None
-        while token != "":
-            request = csi_pb2.ListVolumesRequest(max_entries=_PAGE, starting_token=token or "")
-            try:
-                page = stub.ListVolumes(request, timeout=_SECONDS)
-            except grpc.RpcError as error:
-                raise FailedPrecondition(f"the volumes are not all known: {error.code().name}: {error.details()}") from None
-            yield from page.entries
-            token = page.next_token
+    context.output.table({"volumes": shown, "not_asked": known.missing}, ["VOLUME", "NAME", "SIZE"], rows)
+    if known.missing:
+        context.output.line(f"not known: the volumes of {', '.join(known.missing)}, which cannot be asked")

@@ -11,6 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from csi import csi_pb2_grpc
+from driver.controller import inventory
 from driver.controller.controller import Controller
 from driver.controller.everywhere import Everywhere
 from driver.controller.groups import GroupController
@@ -40,6 +41,7 @@ class Plugin:
         csi_pb2_grpc.add_IdentityServicer_to_server(Identity(self.why_not), self._server)
         csi_pb2_grpc.add_ControllerServicer_to_server(Controller(everywhere), self._server)
         csi_pb2_grpc.add_GroupControllerServicer_to_server(GroupController(everywhere), self._server)
+        self._server.add_generic_rpc_handlers((inventory.handler(everywhere.nodes),))
 
     def why_not(self) -> str | None:
         """Why the controller is not ready; None if it is."""

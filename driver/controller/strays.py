@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import grpc
@@ -17,33 +16,18 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from csi import csi_pb2
+from driver.controller import inventory
+from driver.controller.inventory import Listed
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.seen import VolumeSeen
 from driver.core.errors import NodeSilent, NodeUnavailable, NotFound, StillframeError
 from driver.rpc import logs
-from driver.rpc.names import DRIVER, NAME_KEY, engine_name, parse_handle
+from driver.rpc.names import DRIVER, engine_name, parse_handle
 
 EVERY_SECONDS: Final = 60.0
 _CALL_SECONDS: Final = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A volume as its node lists it; `name` is the engine's for it."""
-
-    handle: str
-    name: str
-    size_bytes: int
-
-
-def listed(entries: Iterable[csi_pb2.ListVolumesResponse.Entry]) -> list[Listed]:
-    """What ListVolumes answers."""
-    return [
-        Listed(entry.volume.volume_id, entry.volume.volume_context.get(NAME_KEY, ""), entry.volume.capacity_bytes)
-        for entry in entries
-    ]  # fmt: skip
 
 
 def without_pv(volumes: Sequence[Listed], known: Sequence[VolumeSeen]) -> list[Listed]:
@@ -98,19 +82,13 @@ class Strays(Collector):
 
     def _look(self) -> None:
         """One that was just made has no PersistentVolume yet: only what had none a minute ago either is shown."""
-        volumes = self._volumes()
+        volumes = inventory.taken(self._nodes).volumes
         known = self._kube.volumes()
         orphans = without_pv(volumes, known)
         for stray in left_behind(orphans, known):
             self._remove(stray)
         self._shown = [orphan for orphan in orphans if orphan.handle in self._before]
         self._before = {orphan.handle for orphan in orphans}
-
-    def _volumes(self) -> list[Listed]:
-        """Of the nodes that can be asked."""
-        request = csi_pb2.ListVolumesRequest()
-        answers = self._nodes.ask_all(self._nodes.ready(), "ListVolumes", request, _CALL_SECONDS)
-        return listed(entry for answer in answers.values() for entry in answer.entries)
 
     def _remove(self, stray: Listed) -> None:
         node = parse_handle("volume", stray.handle).where

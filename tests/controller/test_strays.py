@@ -11,11 +11,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from csi import csi_pb2
 from driver.controller.cluster import Cluster as View
+from driver.controller.inventory import Listed
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.seen import VolumeSeen
-from driver.controller.strays import Listed, Strays, left_behind, without_pv
+from driver.controller.strays import Strays, left_behind, without_pv
 from driver.rpc.tls import Certificates
 from tests.apiserver import LABELS, NAMESPACE, wait_until
 from tests.clusters import Cluster, cluster
@@ -110,6 +111,10 @@ def test_what_no_claim_has_is_shown_by_one_replica_and_by_a_command(two: Cluster
     shown = two.command("--output", "json", "controller", "orphans", "--endpoint", controller.endpoint)
     assert shown.returncode == 0, shown.stderr
     assert orphan in shown.stdout and bound not in shown.stdout
+    two.nodes["node-b"].kill()
+    shown = two.command("controller", "orphans", "--endpoint", controller.endpoint)
+    assert shown.returncode == 0, shown.stderr
+    assert orphan in shown.stdout and "not known: the volumes of node-b," in shown.stdout
     controller.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=orphan), timeout=10)
     one.turn()
     assert orphan not in metrics(one)
