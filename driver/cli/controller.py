@@ -69,7 +69,8 @@ def orphans(context: Context, endpoint: str) -> None:
     from driver.controller.strays import without_pv
 
     known = inventory.ask(endpoint)
-    found = without_pv(known.volumes, Kube(settings.own_namespace()).volumes())
+    made = [volume for volume in known.volumes if volume.is_made]
+    found = without_pv(made, Kube(settings.own_namespace()).volumes())
     rows = [[orphan.handle, orphan.name, format_size(orphan.size_bytes)] for orphan in found]
     shown = [{"volume": item.handle, "name": item.name, "size_bytes": item.size_bytes} for item in found]
     context.output.table({"volumes": shown, "not_asked": known.missing}, ["VOLUME", "NAME", "SIZE"], rows)

@@ -51,11 +51,11 @@ def node(
     kernel.no_core_dump()
     registry = CollectorRegistry()
     calls = metrics.Calls(registry)
-    registry.register(Engine(context.client))
     interceptors = [CallInterceptor(calls.observe)]
     plugin = Plugin(
         endpoint, context.client, name, volumes_max=max_volumes, standalone=standalone, interceptors=interceptors
     )
+    registry.register(Engine(plugin.here))
     forwarded = None
     if address is not None and folder is not None:
         forwarded = Forwarded(address, folder, plugin.here, interceptors)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from driver.core.sizes import format_size
+from driver.rpc.names import parse_handle
 from driver.rpc.progress import Kind, Stage, Work
 
 PROGRESS: Final = "stillframe.io/progress"
@@ -21,11 +22,13 @@ UPLOADING: Final = "SnapshotUploading"
 UPLOADED: Final = "SnapshotUploaded"
 FAILED: Final = "SnapshotFailed"
 RESTORING: Final = "VolumeRestoring"
+RESTORED: Final = "VolumeRestored"
 _REASONS: Final[Mapping[tuple[Kind, Stage], str]] = {
     (Kind.UPLOAD, Stage.RUNNING): UPLOADING,
     (Kind.UPLOAD, Stage.DONE): UPLOADED,
     (Kind.UPLOAD, Stage.FAILED): FAILED,
     (Kind.RESTORE, Stage.RUNNING): RESTORING,
+    (Kind.RESTORE, Stage.DONE): RESTORED,
 }
 _SNAPSHOTS: Final = "snapshot.storage.k8s.io/v1"
 _PROVISIONED: Final = "pvc-"
@@ -96,6 +99,8 @@ def text(work: Work) -> str:
     percent = 100 * work.done // max(1, work.total)
     left = f"{percent} %, {format_size(max(0, work.total - work.done))} left"
     match work.kind, work.stage:
+        case Kind.RESTORE, Stage.DONE:
+            return f"restored: {format_size(work.total)}"
         case Kind.RESTORE, _:
             return f"restoring: {left}"
         case _, Stage.RUNNING:
@@ -152,3 +157,13 @@ def unheard(running: Iterable[Work], heard: Iterable[Work]) -> list[Work]:
     them."""
     ids = {item.id for item in heard}
     return [item for item in running if item.kind is Kind.UPLOAD and item.id not in ids]
+
+
+def given_up(running: Iterable[Work], heard: Iterable[Work], answered: Collection[str]) -> list[str]:
+    """The ids of the restores that were running and of which their nodes, which have answered, say nothing any more: they
+    failed. The provisioner tells the claim why."""
+    ids = {item.id for item in heard}
+    return [
+        item.id for item in running
+        if item.kind is Kind.RESTORE and item.id not in ids and parse_handle("volume", item.volume).where in answered
+    ]  # fmt: skip

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Final
 
-from driver.controller.events import About, Event, about, events, unheard
+from driver.controller.events import About, Event, about, events, given_up, unheard
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
@@ -66,7 +66,9 @@ class Herald:
         if not self._lease.is_mine:
             self._forget()
             return
-        heard = self._heard()
+        heard, answered = self._heard()
+        for work_id in given_up(self._running.values(), heard, answered):
+            del self._running[work_id]
         lost = [self._outcome(work) for work in unheard(self._running.values(), heard)]
         work = [item for item in (*heard, *lost) if item is not None]
         self._keep_only({item.id for item in work} | self._running.keys())
@@ -90,12 +92,11 @@ class Herald:
         self._looked = Counter({key: value for key, value in self._looked.items() if key in ids})
         self._ended &= ids
 
-    def _heard(self) -> list[Work]:
-        """Of the nodes that can be asked."""
-        ids = [item.id for item in self._running.values() if item.kind is Kind.UPLOAD]
-        asked = progress.asked_for(ids)
+    def _heard(self) -> tuple[list[Work], list[str]]:
+        """What nodes tell, and those that could be asked."""
+        asked = progress.asked_for(list(self._running))
         answers = self._nodes.ask_all(self._nodes.ready(), progress.METHOD, asked, _CALL_SECONDS)
-        return [work for answer in answers.values() for work in progress.unpack(answer)]
+        return [work for answer in answers.values() for work in progress.unpack(answer)], list(answers)
 
     def _outcome(self, work: Work) -> Work | None:
         """What became of an upload of which its node says nothing: the repository knows. None while that is open."""

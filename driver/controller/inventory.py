@@ -16,7 +16,7 @@ from google.protobuf import json_format, struct_pb2
 from csi import csi_pb2
 from driver.controller.nodes import Nodes
 from driver.core.errors import FailedPrecondition
-from driver.rpc.names import NAME_KEY
+from driver.rpc.names import MAKING_KEY, NAME_KEY
 
 _METHOD: Final = "Volumes"
 _SERVICE: Final = "stillframe.v1.Inventory"
@@ -26,11 +26,12 @@ _SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A volume as its node lists it; `name` is the engine's for it."""
+    """A volume as its node lists it; `name` is the engine's for it. `is_made` is False while it is being restored."""
 
     handle: str
     name: str
     size_bytes: int
+    is_made: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class Inventory:
 
 def listed(entries: Iterable[csi_pb2.ListVolumesResponse.Entry]) -> list[Listed]:
     """What ListVolumes answers."""
-    return [
-        Listed(entry.volume.volume_id, entry.volume.volume_context.get(NAME_KEY, ""), entry.volume.capacity_bytes)
-        for entry in entries
-    ]  # fmt: skip
+    found = []
+    for volume in (entry.volume for entry in entries):
+        known = volume.volume_context
+        found.append(Listed(volume.volume_id, known.get(NAME_KEY, ""), volume.capacity_bytes, MAKING_KEY not in known))
+    return found
 
 
 def taken(nodes: Nodes) -> Inventory:

@@ -81,14 +81,15 @@ class Strays(Collector):
             self._before, self._shown = set(), []
 
     def _look(self) -> None:
-        """One that was just made has no PersistentVolume yet: only what had none a minute ago either is shown."""
+        """One that is being made, or was just made, has no PersistentVolume yet: only what was made a minute ago, and had
+        none then either, is shown."""
         volumes = inventory.taken(self._nodes).volumes
         known = self._kube.volumes()
         orphans = without_pv(volumes, known)
         for stray in left_behind(orphans, known):
             self._remove(stray)
         self._shown = [orphan for orphan in orphans if orphan.handle in self._before]
-        self._before = {orphan.handle for orphan in orphans}
+        self._before = {orphan.handle for orphan in orphans if orphan.is_made}
 
     def _remove(self, stray: Listed) -> None:
         node = parse_handle("volume", stray.handle).where

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from driver.core.client import Client
 from driver.core.errors import StillframeError
+from driver.node.conditions import dead_of
+from driver.node.here import Here
+from driver.rpc.names import DEVICE_DEAD
 
 _FIRST_BUCKET: Final = 14
 _LAST_BUCKET: Final = 34
@@ -39,8 +41,8 @@ RUNNING: Final = "uploading"
 class Engine(Collector):
     """Asks the engine at each scrape; when it is down, a scrape says so and has nothing else."""
 
-    def __init__(self, engine: Client) -> None:
-        self._engine = engine
+    def __init__(self, here: Here) -> None:
+        self._here = here
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: what there is, is known at a scrape."""
@@ -49,18 +51,18 @@ class Engine(Collector):
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("stillframe_engine_up", "Whether the node's engine answers")
         try:
-            figures: dict[str, Any] = self._engine.call("metrics")
+            figures: dict[str, Any] = self._here.engine.call("metrics")
         except (StillframeError, OSError):
             up.add_metric([], 0)
             yield up
             return
         up.add_metric([], 1)
         yield up
-        yield from _of_volumes(figures["volumes"])
+        yield from _of_volumes(figures["volumes"], dead_of(self._here, figures["volumes"]))
         yield from _of_sessions(figures["sessions"])
 
 
-def _of_volumes(volumes: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+def _of_volumes(volumes: Sequence[dict[str, Any]], dead: Collection[str]) -> Iterator[Metric]:
     size = GaugeMetricFamily("stillframe_volume_size_bytes", "Size of the volume", labels=["volume"])
     allocated = GaugeMetricFamily("stillframe_volume_allocated_bytes", "Disk space it takes", labels=["volume"])
     attached = GaugeMetricFamily("stillframe_volume_attached", "Whether its device is there", labels=["volume"])
@@ -69,8 +71,9 @@ def _of_volumes(volumes: Sequence[dict[str, Any]]) -> Iterator[Metric]:
         size.add_metric([volume["name"]], volume["size_bytes"])
         allocated.add_metric([volume["name"]], volume["allocated_bytes"])
         attached.add_metric([volume["name"]], int(volume["attached"]))
-        for condition in volume["conditions"]:
-            unwell.add_metric([volume["name"], condition["reason"]], 1)
+        reasons = {condition["reason"] for condition in volume["conditions"]}
+        for reason in reasons | ({DEVICE_DEAD} if volume["name"] in dead else set()):
+            unwell.add_metric([volume["name"], reason], 1)
     yield from (size, allocated, attached, unwell)
     held = [volume for volume in volumes if volume["counters"]]
     for key, (name, text, factor) in _COUNTERS.items():

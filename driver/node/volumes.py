@@ -12,7 +12,7 @@ from driver.core.errors import EngineUnavailable, InvalidArgument, NotFound, Out
 from driver.node.creation import Creation
 from driver.node.here import Here
 from driver.rpc import capabilities, parameters
-from driver.rpc.names import NAME_KEY, engine_name
+from driver.rpc.names import MAKING_KEY, NAME_KEY, engine_name
 from driver.rpc.paging import page
 
 
@@ -157,11 +157,14 @@ class VolumeCalls:
     def _volume(
         self, volume: dict[str, Any], source: csi_pb2.VolumeContentSource | None = None, *, named: bool = False
     ) -> csi_pb2.Volume:
+        told = {NAME_KEY: volume["name"]} if named else {}
+        if named and volume["state"] != "available":
+            told[MAKING_KEY] = "true"
         made = csi_pb2.Volume(
             capacity_bytes=volume["size_bytes"],
             volume_id=self._here.handle(volume["id"]),
             accessible_topology=[self._here.topology()],
-            volume_context={NAME_KEY: volume["name"]} if named else {},
+            volume_context=told,
         )
         if source is not None and source.WhichOneof("type"):
             made.content_source.CopyFrom(source)

@@ -34,6 +34,12 @@ def upload(session: dict[str, Any], volume: str) -> Work:
     )  # fmt: skip
 
 
+def restored(volume: dict[str, Any], handle: str) -> Work:
+    """A volume that was made of a snapshot. Pure."""
+    size = volume["size_bytes"]
+    return Work(Kind.RESTORE, volume["name"], handle, Stage.DONE, done=size, total=size)
+
+
 def restore(volume: dict[str, Any], handle: str, progress: dict[str, Any]) -> Work:
     """A volume that is being made of a snapshot. Pure."""
     return Work(
@@ -43,7 +49,7 @@ def restore(volume: dict[str, Any], handle: str, progress: dict[str, Any]) -> Wo
 
 
 def work(here: Here, ids: Sequence[str]) -> list[Work]:
-    """All that goes on, and the ends of the uploads `ids`. Raises EngineUnavailable."""
+    """All that goes on, and the ends of the uploads and restores `ids`. Raises EngineUnavailable."""
     figures = here.engine.call("metrics")
     now = datetime.now(UTC)
     found = [
@@ -58,4 +64,6 @@ def work(here: Here, ids: Sequence[str]) -> list[Work]:
             except StillframeError:  # it has just ended
                 continue
             found.append(restore(volume, here.handle(volume["id"]), status["progress"] or {}))
+        elif volume["state"] == "available" and volume["name"] in ids:
+            found.append(restored(volume, here.handle(volume["id"])))
     return found

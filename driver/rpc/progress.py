@@ -71,7 +71,7 @@ def unpack(answer: struct_pb2.Struct) -> list[Work]:
 
 
 def asked_for(ids: Sequence[str]) -> struct_pb2.Struct:
-    """The request: of these uploads the end is wanted too, however long ago it was."""
+    """The request: of these uploads and restores the end is wanted too, however long ago it was."""
     made = struct_pb2.Struct()
     made.update({"ids": list(ids)})
     return made

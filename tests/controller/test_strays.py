@@ -11,16 +11,26 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from csi import csi_pb2
 from driver.controller.cluster import Cluster as View
-from driver.controller.inventory import Listed
+from driver.controller.inventory import Listed, listed
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.controller.seen import VolumeSeen
 from driver.controller.strays import Strays, left_behind, without_pv
+from driver.rpc.names import MAKING_KEY, NAME_KEY
 from driver.rpc.tls import Certificates
 from tests.apiserver import LABELS, NAMESPACE, wait_until
 from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create, volume_of
+
+
+def test_what_is_still_being_made_is_known_as_such() -> None:
+    contexts = ({NAME_KEY: "pvc-1"}, {NAME_KEY: "pvc-2", MAKING_KEY: "true"})
+    entries = [
+        csi_pb2.ListVolumesResponse.Entry(volume=csi_pb2.Volume(volume_id="node-a:1", volume_context=context))
+        for context in contexts
+    ]  # fmt: skip
+    assert [(volume.name, volume.is_made) for volume in listed(entries)] == [("pvc-1", True), ("pvc-2", False)]
 
 
 def test_only_what_its_claim_has_left_may_go() -> None:

@@ -14,10 +14,13 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from csi import csi_pb2
 from driver.core.sizes import MIB
 from driver.host import mountinfo
+from driver.node.here import Here, NodeEngine
+from driver.node.metrics import Engine as Figures
 from tests.engines import Engine, engine, run
 from tests.plugins import MODE, Plugin, block_capability, mount_capability, plugin
 
@@ -248,6 +251,13 @@ def test_a_frozen_snapshot_needs_no_journal(one: Plugin) -> None:
     one.unstage(volume)
 
 
+def metrics(of: Engine) -> str:
+    """What a node plugin on that engine serves."""
+    registry = CollectorRegistry()
+    registry.register(Figures(Here("node", NodeEngine(of.state, "node"))))
+    return generate_latest(registry).decode()
+
+
 def test_a_dead_device_is_reported_and_staged_again(made: Engine) -> None:
     """The engine died with mounts on its devices: unpublish and unstage succeed, publish stages anew."""
     with engine() as own, plugin(own) as one:
@@ -268,6 +278,8 @@ def test_a_dead_device_is_reported_and_staged_again(made: Engine) -> None:
             (target / "noise").write_text("x")
         statuses = one.node.NodeGetVolumeHealth(health).volume_health.health_statuses
         assert [(status.status, status.reason) for status in statuses] == [(csi_pb2.INACCESSIBLE, "DeviceDead")]
+        assert str(staged) in statuses[0].message and str(target) in statuses[0].message
+        assert 'stillframe_volume_condition{reason="DeviceDead",volume="dead"} 1.0' in metrics(own)
         one.unpublish(volume, target)
         target = one.publish(volume, "pod-dead")
         assert (target / "file").read_text() == "flushed"

@@ -15,7 +15,10 @@ import pytest
 
 from csi import csi_pb2
 from driver.core.sizes import GIB, MIB
+from driver.node.here import Here, NodeEngine
+from driver.node.work import work
 from driver.rpc.names import TOPOLOGY_KEY
+from driver.rpc.progress import Kind, Stage
 from tests.engines import engine, run
 from tests.oracle import read_device
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
@@ -147,6 +150,8 @@ def test_a_volume_becomes_another(one: Plugin) -> None:
     made = one.create("child", SIZE, block_capability(), volume_content_source=source)
     assert read_device(attached(one, made), SIZE) == read_device(device, SIZE)
     assert one.create("child", SIZE, block_capability(), volume_content_source=source) == made
+    told = work(Here("node", NodeEngine(one.engine.state, "node")), ["child"])
+    assert [(item.kind, item.stage, item.total) for item in told if item.id == "child"] == [(Kind.RESTORE, Stage.DONE, SIZE)]
 
 
 def test_a_group_is_cut_and_deleted_as_one(one: Plugin) -> None:

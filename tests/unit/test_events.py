@@ -6,8 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from driver.controller.events import About, Content, about, claim_of, events, snapshot_of, text, unheard
-from driver.node.work import LATELY, is_wanted, restore, upload
+from driver.controller.events import About, Content, about, claim_of, events, given_up, snapshot_of, text, unheard
+from driver.core.ids import new_id
+from driver.node.work import LATELY, is_wanted, restore, restored, upload
 from driver.rpc.progress import Kind, Stage, Work, asked_for, pack, unpack
 
 GIB = 1 << 30
@@ -86,6 +87,14 @@ def test_a_restore_says_how_far_it_is_before_and_after_it_has_begun() -> None:
     assert [(event.about.kind, event.reason, event.message) for event in told] == [
         ("PersistentVolumeClaim", "VolumeRestoring", "restoring: 25 %, 768.0 MiB left")
     ]  # fmt: skip
+    told = events(restored(volume, "node-a:8"), About(None, CLAIM.subject))
+    assert [(event.reason, event.message) for event in told] == [("VolumeRestored", "restored: 2.0 GiB")]
+
+
+def test_a_restore_of_which_its_node_says_nothing_has_failed() -> None:
+    lost = Work(Kind.RESTORE, "pvc-1", f"node-a:{new_id()}", Stage.RUNNING)
+    kept, silent = replace(lost, id="pvc-2"), replace(lost, id="pvc-3", volume=f"node-b:{new_id()}")
+    assert given_up([lost, kept, silent, UPLOAD], [replace(kept, stage=Stage.DONE)], ["node-a"]) == ["pvc-1"]
 
 
 def test_work_goes_over_the_wire_as_it_is() -> None:
