@@ -45,11 +45,11 @@ def no_room(problems: Sequence[str]) -> OutOfSpace:
 class VolumeCalls:
     """Create, delete, list, look up, check and grow."""
 
-    def __init__(self, everywhere: Everywhere) -> None:
+    def __init__(self, everywhere: Everywhere, patience: Patience | None = None) -> None:
         self._everywhere = everywhere
         self._nodes = everywhere.nodes
         self._clones = Clones(everywhere)
-        self._patience = Patience()
+        self._patience = patience or Patience()
 
     def CreateVolume(  # noqa: N802
         self, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext
@@ -141,11 +141,11 @@ class VolumeCalls:
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetCapacityResponse:
-        """Of the node that the topology names; without one the sum of those that answer, and the largest volume."""
+        """Of the node that the topology names: nothing once its plugin has been away for a minute, so that no claim is
+        scheduled there. Without a topology the sum of those that answer, and the largest volume."""
         node = request.accessible_topology.segments.get(TOPOLOGY_KEY)
         if node:
-            answer: csi_pb2.GetCapacityResponse = self._nodes.ask(node, "GetCapacity", request, context)
-            return answer
+            return self._capacity_of(node, request, context)
         found = self._nodes.ask_all(self._nodes.ready(), "GetCapacity", request, context=context).values()
         if not found:
             return csi_pb2.GetCapacityResponse()
@@ -154,6 +154,19 @@ class VolumeCalls:
             maximum_volume_size=wrappers_pb2.Int64Value(value=max(item.maximum_volume_size.value for item in found)),
             minimum_volume_size=wrappers_pb2.Int64Value(value=max(item.minimum_volume_size.value for item in found)),
         )
+
+    def _capacity_of(
+        self, node: str, request: csi_pb2.GetCapacityRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetCapacityResponse:
+        waiting = f"for the capacity of {node}"  # no volume's name has spaces
+        try:
+            answer: csi_pb2.GetCapacityResponse = self._nodes.ask(node, "GetCapacity", request, context)
+        except NodeUnavailable:
+            if self._nodes.cluster.find(node).state in _MAY_PASS and self._patience.is_over(waiting):
+                return csi_pb2.GetCapacityResponse()
+            raise
+        self._patience.end(waiting)
+        return answer
 
     def ValidateVolumeCapabilities(  # noqa: N802
         self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kubernetes import client
 
 from csi import csi_pb2
 from driver.controller.cluster import DELETED, Cluster, State
+from driver.controller.everywhere import Everywhere
 from driver.controller.groups import check_one_node
-from driver.controller.nodes import unavailable
+from driver.controller.nodes import Nodes, unavailable
 from driver.controller.patience import SECONDS, Patience
-from driver.controller.volumes import wanted_nodes
-from driver.core.errors import InvalidArgument
+from driver.controller.volumes import VolumeCalls, wanted_nodes
+from driver.core.errors import InvalidArgument, NodeUnavailable, OutOfSpace
 from driver.rpc.names import TOPOLOGY_KEY, Handle, node_id
+from tests.plugins import mount_capability
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -95,6 +97,40 @@ def test_a_group_is_of_one_node() -> None:
         check_one_node([Handle("a", "1"), Handle("b", "2")])
     with pytest.raises(InvalidArgument):
         check_one_node([])
+
+
+class Call:
+    """A call with time enough."""
+
+    def time_remaining(self) -> float:
+        return 60.0
+
+    def is_active(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("pods", [[], [pod("p-a", "a", "10.0.0.1")]])
+def test_a_ready_node_without_its_plugin_is_waited_for_and_given_up_after_a_minute(pods: list[Any]) -> None:
+    """It has none, or one that cannot be called."""
+    now, unused, context = [0.0], cast(Any, None), cast(Any, Call())
+    nodes = Nodes(view([node("a")], pods), lambda: None, 9810)
+    calls = VolumeCalls(Everywhere(nodes, unused, unused), Patience(lambda: now[0]))
+    there = csi_pb2.Topology(segments={TOPOLOGY_KEY: "a"})
+    capacity = csi_pb2.GetCapacityRequest(accessible_topology=there)
+    create = csi_pb2.CreateVolumeRequest(
+        name="pvc-1", volume_capabilities=[mount_capability()],
+        accessibility_requirements=csi_pb2.TopologyRequirement(requisite=[there], preferred=[there]),
+    )  # fmt: skip
+    for wait in (0.0, SECONDS / 2):
+        now[0] += wait
+        with pytest.raises(NodeUnavailable):
+            calls.CreateVolume(create, context)
+        with pytest.raises(NodeUnavailable):
+            calls.GetCapacity(capacity, context)
+    now[0] += SECONDS
+    with pytest.raises(OutOfSpace):
+        calls.CreateVolume(create, context)
+    assert calls.GetCapacity(capacity, context) == csi_pb2.GetCapacityResponse()
 
 
 def test_a_claim_waits_a_minute_for_a_plugin_each_time_and_not_for_another_claim_s() -> None:
