@@ -16,6 +16,7 @@ metadata:
   labels:
     pod-security.kubernetes.io/enforce: privileged
 YAML
-# Helm's hooks mean nothing to kubectl. The version of Kubernetes is the newest that the tests run on.
-exec "${HELM:-helm}" template stillframe charts/stillframe --namespace stillframe --kube-version 1.36.0 --no-hooks \
+# Helm's hooks mean nothing to kubectl. The version of Kubernetes is the oldest that the chart takes: kubectl refuses an object
+# with a field that its API server does not know.
+exec "${HELM:-helm}" template stillframe charts/stillframe --namespace stillframe --kube-version 1.29.0 --no-hooks \
     --set uninstallGuard.enabled=false
