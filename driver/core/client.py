@@ -17,17 +17,18 @@ Result = dict[str, Any]
 
 
 class Client:
-    """The engine that runs on the state folder `state`."""
+    """The engine that runs on the state folder `state`; it may be silent for `seconds` during a call."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, seconds: float = _SECONDS) -> None:
         self.state = state
+        self._seconds = seconds
 
     def call(self, call: str, fds: Sequence[int] = (), **arguments: Any) -> Result:
         """The result of a call, with which duplicates of `fds` go. Raises EngineUnavailable, NotPermitted, and what the
         engine answers."""
         path = self.state / "run" / "engine.sock"
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(_SECONDS)
+        connection.settimeout(self._seconds)
         try:
             connection.connect(str(path))
         except PermissionError:

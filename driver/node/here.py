@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,8 @@ from driver.rpc.names import TOPOLOGY_KEY, Handle, parse_handle
 from driver.rpc.operations import Operations
 
 LOST_SECONDS: Final = 60.0
+_PROBE_SECONDS: Final = 3.0
+"""Less than those who ask for readiness wait: kubelet 5 s (the chart's probes)."""
 _FIX: Final = (
     "look at the engine's pod of that node: kubectl get pods -A -l app.kubernetes.io/component=engine -o wide; "
     "without Kubernetes, start it as root: stillframe engine run"
@@ -22,7 +25,7 @@ _FIX: Final = (
 
 
 class NodeEngine(Client):
-    """The engine of `node`, and for how long it has been away: health checks ask it every few seconds. Any thread."""
+    """The engine of `node`, and for how long it has been away: health checks `probe` it every few seconds. Any thread."""
 
     def __init__(self, state: Path, node: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(state)
@@ -38,9 +41,19 @@ class NodeEngine(Client):
 
     def call(self, call: str, fds: Sequence[int] = (), **arguments: Any) -> Result:
         """As `Client.call`; EngineUnavailable says whose engine it is, for those who read it far from the node."""
+        with self._noted():
+            return super().call(call, fds, **arguments)
+
+    def probe(self) -> None:
+        """Raises what a call raises, EngineUnavailable after 3 s of silence."""
+        with self._noted():
+            Client(self.state, _PROBE_SECONDS).call("engine.info")
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
         is_away = False
         try:
-            return super().call(call, fds, **arguments)
+            yield
         except EngineUnavailable as error:
             is_away = True
             raise EngineUnavailable(f"node {self._node!r}: {error.message}", _FIX) from error
@@ -62,9 +75,9 @@ class Here:
         return f"{self.engine.state}/dev"
 
     def why_not(self) -> str | None:
-        """Why this node cannot work; None if its engine answers."""
+        """Why this node cannot work; None if its engine answers within 3 s."""
         try:
-            self.engine.call("engine.info")
+            self.engine.probe()
         except StillframeError as error:
             return error.message
         return None

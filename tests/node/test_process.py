@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 import urllib.error
 import urllib.request
@@ -111,6 +113,20 @@ def test_health_is_the_process_and_readiness_the_engine(made: Engine) -> None:
         status, text = fetch(one, "/metrics")
         assert (status, "stillframe_engine_up 0.0" in text) == (200, True)
         made.start()
+        assert fetch(one, "/readyz")[0] == 200
+
+
+def test_an_engine_that_is_silent_is_not_ready_and_holds_no_health_check_up(made: Engine) -> None:
+    service = made.call("engine.info")["pid"]
+    with plugin(made, "--http", "0") as one:
+        os.kill(service, signal.SIGSTOP)
+        try:
+            status, text = fetch(one, "/readyz")
+            assert (status, "engine.info" in text) == (503, True)
+            assert not one.identity.Probe(csi_pb2.ProbeRequest()).ready.value
+            assert fetch(one, "/healthz")[0] == 200
+        finally:
+            os.kill(service, signal.SIGCONT)
         assert fetch(one, "/readyz")[0] == 200
 
 
