@@ -33,10 +33,10 @@ class Kind:
         self.programs = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
 
     def up(self) -> None:
-        if CLUSTER not in run("kind", "get", "clusters").split():
-            run("kind", "create", "cluster", "--config", str(Path(__file__).with_name("kind.yaml")), "--wait", "5m")
+        if CLUSTER not in self._kind("get", "clusters").split():
+            self._kind("create", "cluster", "--config", str(Path(__file__).with_name("kind.yaml")), "--wait", "5m")
             self._started = True
-        self.kubeconfig.write_text(run("kind", "get", "kubeconfig", "--name", CLUSTER))
+        self.kubeconfig.write_text(self._kind("get", "kubeconfig", "--name", CLUSTER))
         self._server = self._serve()
         self._server.start()
         self.store = Store(self._server.endpoint, ACCESS, SECRET, "us-east-1")
@@ -44,6 +44,10 @@ class Kind:
             self._kubectl("apply", "-k", f"{_SNAPSHOTTER}/{part}?ref={_VERSION}")
         self._kubectl("patch", "deployment", "snapshot-controller", "-n", "kube-system", "--type=json", "-p",
                       json.dumps(_GROUPS))  # fmt: skip
+
+    def _kind(self, *arguments: str) -> str:
+        """With a kubeconfig of our own: the user's stays as it is."""
+        return run("kind", *arguments, environment=self.programs)
 
     def _kubectl(self, *arguments: str) -> None:
         run("kubectl", *arguments, environment=self.programs)
@@ -64,12 +68,12 @@ class Kind:
     def down(self) -> None:
         self.stop_store()
         if self._started:
-            run("kind", "delete", "cluster", "--name", CLUSTER)
+            self._kind("delete", "cluster", "--name", CLUSTER)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def build(self, image: str, folder: Path) -> None:
         run("docker", "build", "-t", image, str(folder))
-        run("kind", "load", "docker-image", image, "--name", CLUSTER)
+        self._kind("load", "docker-image", image, "--name", CLUSTER)
 
     def on_node(self, node: str, *command: str) -> str:
         return run("docker", "exec", node, *command)
