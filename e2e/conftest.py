@@ -19,7 +19,7 @@ from e2e.slow import SlowStore
 
 ROOT = Path(__file__).parents[1]
 _LAST = ("test_upgrade", "test_nodes_that_die", "test_uninstall")
-"""Stories after which the cluster is not as it was come last; the installation comes first."""
+"""Stories after which the cluster is not as it was come last; the one that begins without the driver comes first."""
 _STORY_SECONDS = 400
 """Without the fixtures: the first story waits for the images, which may take minutes."""
 _FIGURES = pytest.StashKey[list[str]]()
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not _is_story(item):
             return -2
         name = item.path.stem
-        return -1 if name == "test_install" else _LAST.index(name) + 1 if name in _LAST else 0
+        return -1 if name == "test_quick_start" else _LAST.index(name) + 1 if name in _LAST else 0
 
     items.sort(key=place)
     for item in filter(_is_story, items):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-import time
 from pathlib import Path
 
 from kubernetes.dynamic.exceptions import ConflictError
@@ -26,8 +25,6 @@ class Release:
 
     def __init__(self, cluster: Cluster, bucket: str, slow_endpoint: str) -> None:
         self.cluster = cluster
-        self.began = 0.0
-        """When `helm install` was called, by the monotonic clock."""
         store = cluster.machines.store
         self.repositories: dict[str, dict[str, str | bool]] = {
             "main": {"bucket": bucket, "endpoint": store.endpoint, "existingSecret": KEYS, "default": True},
@@ -56,7 +53,6 @@ class Release:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as values:
             json.dump({"repositories": self.repositories}, values)
             values.flush()
-            self.began = time.monotonic()
             self.cluster.helm(
                 "upgrade", "--install", SYSTEM, str(CHART), "--namespace", SYSTEM, "--timeout", "5m",
                 "--values", str(Path(__file__).with_name("values.yaml")), "--values", values.name, *(more or ["--wait"]),

@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from e2e.cluster import CLASS, SYSTEM, Story, until
-from e2e.install import Release
-
-
-def test_the_first_claim_is_bound(story: Story, release: Release, figure: Callable[[str], None]) -> None:
-    story.claim("first")
-    story.pod("pod", {"first": "/data"})
-    story.bound("first")
-    figure(f"helm install to the first bound claim: {time.monotonic() - release.began:.0f} s")
-    story.running("pod")
 
 
 def test_every_node_says_how_much_it_has_free(story: Story) -> None:
