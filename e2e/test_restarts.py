@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from e2e.cluster import SYSTEM, Story
+from e2e.cluster import SYSTEM, Manifest, Story
 from e2e.slow import SlowStore
 
 
@@ -48,15 +48,33 @@ def test_a_pod_whose_engine_is_deleted_is_told_and_made_again(story: Story) -> N
     story.run(pod, "dd if=/dev/urandom of=/data/again bs=1M count=8 conv=fsync status=none; rm /data/again")
 
 
+def transfer_of(engine: Manifest) -> Manifest:
+    """The status of the container `transfer` of an engine's pod."""
+    (found,) = (status for status in engine["status"]["initContainerStatuses"] if status["name"] == "transfer")
+    return dict(found)
+
+
 def test_uploads_go_on_when_their_container_is_killed(story: Story, slow: SlowStore) -> None:
+    """Every process of it, at once, as the kernel does when it is over its memory limit."""
     story.claim("data", "128Mi")
     node, digest = story.filled("writer", "data", 32, "while date > /data/now; do sleep 1; done")
-    slow.rate_bytes = 2 << 20
-    story.snapshot("monday", "data", "stillframe-slow")
-    story.cut("monday")
-    engine = story.cluster.pod_on("engine", node)
-    story.cluster.run(SYSTEM, engine, "sh", "-c", "kill -9 $(cat /proc/1/task/1/children) || true", container="transfer")
-    slow.rate_bytes = None
+    slow.rate_bytes = 1 << 20
+    try:
+        story.snapshot("monday", "data", "stillframe-slow")
+        story.cut("monday")
+        name = story.cluster.pod_on("engine", node)
+        engine = story.cluster.get("Pod", name, SYSTEM)
+        assert engine is not None
+        before = transfer_of(engine)
+        container = before["containerID"].rpartition("/")[2]
+        kill = f"kill -9 $(grep -l {container} /proc/[0-9]*/cgroup | cut -d / -f 3)"
+        story.cluster.machines.on_node(node, "sh", "-ec", kill)
+        story.cluster.wait("Pod", name, lambda found: transfer_of(found)["restartCount"] > before["restartCount"]
+                           and transfer_of(found)["ready"], 120, SYSTEM)  # fmt: skip
+        monday = story.get("VolumeSnapshot", "monday")
+        assert monday is not None and not monday["status"]["readyToUse"], "it was too fast for this story"
+    finally:
+        slow.rate_bytes = None
     story.complete("monday")
     story.claim("restored", "128Mi", source=("VolumeSnapshot", "monday"))
     story.pod("reader", {"restored": "/data"}, "md5sum /data/file")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from e2e.cluster import Story
+from e2e.cluster import Story, until
 from e2e.slow import SlowStore
 
 pytestmark = pytest.mark.thorough
@@ -35,11 +35,11 @@ def test_a_snapshot_outlives_a_minute_without_the_store(story: Story, slow: Slow
         monday = story.get("VolumeSnapshot", "monday")
         assert monday is not None and not monday["status"].get("readyToUse") and not monday["status"].get("error")
         said = story.newest("writer")
+        until(lambda: story.newest("writer") > said, 30, lambda: f"the writer stands still after {said}")
     finally:
         story.cluster.machines.start_store()
     story.complete("monday")
     story.complete("tuesday")
-    assert story.newest("writer") > said, "the writer stood still"
     story.claim("restored", "192Mi", source=("VolumeSnapshot", "monday"))
     story.pod("reader", {"restored": "/data"}, "md5sum /data/file")
     assert story.done("reader").strip() == digest

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
+from driver import __version__
 from e2e.cluster import SYSTEM, Story, until
 from e2e.conftest import ROOT
 from e2e.install import IMAGE, Release
@@ -11,7 +16,23 @@ from e2e.machines import Machines
 
 pytestmark = pytest.mark.thorough
 
-NEW = "upgraded"
+NEW = f"{__version__}.post1"
+"""Of the image that is upgraded to, and of the driver in it."""
+
+
+def newer_tree(folder: Path) -> Path:
+    """A copy of this tree whose driver is of the version NEW."""
+    tree = folder / "tree"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", ".venv", "build", "__pycache__"))
+    module = tree / "driver/__init__.py"
+    module.write_text(module.read_text().replace(f'"{__version__}"', f'"{NEW}"'))
+    return tree
+
+
+def engine_version(story: Story, node: str) -> str:
+    """Of the engine that runs on a node, as the node plugin there hears it."""
+    command = ("stillframe", "--output", "json", "engine", "info")
+    return str(json.loads(story.cluster.run(SYSTEM, story.cluster.pod_on("node", node), *command))["version"])
 
 
 def images_of(story: Story, component: str) -> set[str]:
@@ -24,9 +45,9 @@ def wait_for_images(story: Story, component: str) -> None:
     until(lambda: images_of(story, component) == {NEW}, 60, lambda: f"{component}: {images_of(story, component)}")
 
 
-def test_an_upgrade_under_a_writer(story: Story, release: Release, machines: Machines) -> None:
+def test_an_upgrade_under_a_writer(story: Story, release: Release, machines: Machines, tmp_path: Path) -> None:
     """The old engine serves on, for the new plugin."""
-    machines.build(f"{IMAGE.rpartition(':')[0]}:{NEW}", ROOT)
+    machines.build(f"{IMAGE.rpartition(':')[0]}:{NEW}", newer_tree(tmp_path))
     story.claim("data", "128Mi")
     story.fio("fio", "data")
     node = story.running("fio")
@@ -36,6 +57,9 @@ def test_an_upgrade_under_a_writer(story: Story, release: Release, machines: Mac
         story.cluster.rolled_out(kind, f"{SYSTEM}-{component}")
         wait_for_images(story, component)
     assert images_of(story, "engine") == old
+    plugin = story.cluster.pod_on("node", node)
+    assert NEW in story.cluster.run(SYSTEM, plugin, "stillframe", "--version")
+    assert engine_version(story, node) == __version__
     story.snapshot("monday", "data")
     story.complete("monday")
     story.claim("restored", "128Mi", source=("VolumeSnapshot", "monday"))
@@ -51,6 +75,7 @@ def test_engines_are_replaced_node_by_node(story: Story) -> None:
     pod = story.workload("app", {"data": "/data"}, script)
     node = story.running(pod)
     kept = story.wait_for_output(pod)
+    assert engine_version(story, node) == __version__
     kubectl = story.cluster.kubectl
     kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=180s")
     kubectl("-n", SYSTEM, "delete", "pod", "-l", "app.kubernetes.io/component=engine",
@@ -58,4 +83,4 @@ def test_engines_are_replaced_node_by_node(story: Story) -> None:
     kubectl("uncordon", node)
     assert story.running(pod, 180) == node
     assert story.wait_for_output(pod) == kept
-    assert NEW in images_of(story, "engine")
+    assert engine_version(story, node) == NEW
