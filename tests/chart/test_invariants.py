@@ -97,6 +97,11 @@ def test_the_engine_is_replaced_by_hand_only_and_nothing_kills_it(manifests: lis
     assert pod["terminationGracePeriodSeconds"] > float(grace.partition("=")[2])
 
 
+def test_what_checks_file_systems_has_no_memory_limit(manifests: list[Manifest]) -> None:
+    (plugin,) = one(manifests, "DaemonSet", "stillframe-node")["spec"]["template"]["spec"]["containers"]
+    assert "memory" not in plugin["resources"].get("limits", {})
+
+
 def test_uploads_have_a_container_of_their_own_with_a_limit_and_no_privilege(manifests: list[Manifest]) -> None:
     pod = one(manifests, "DaemonSet", "stillframe-engine")["spec"]["template"]["spec"]
     (transfer,) = pod["initContainers"]
