@@ -53,7 +53,7 @@ class Plugin:
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self) -> None:
-        """Let the calls in hand end, and remove the socket."""
-        self._server.stop(_GRACE_SECONDS).wait()
+        """Remove the socket, and let the calls in hand end. In this order: by their end it may be a successor's."""
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+        self._server.stop(_GRACE_SECONDS).wait()

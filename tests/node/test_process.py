@@ -10,6 +10,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from csi import csi_pb2
 from csi import pluginregistration_pb2 as api
 from csi import pluginregistration_pb2_grpc as services
 from driver.core.sizes import MIB
+from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
 from tests.metrics import check_served
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
@@ -200,3 +202,22 @@ def test_a_second_plugin_on_the_socket_is_refused_and_a_stop_is_clean(made: Engi
         one.stop()
         with socket.socket(socket.AF_UNIX) as gone, pytest.raises(OSError, match="No such file"):
             gone.connect(one.endpoint.removeprefix("unix://"))
+
+
+def test_a_plugin_that_ends_leaves_its_successor_the_socket(made: Engine) -> None:
+    """While a call of the old one is still in hand."""
+    with plugin(made) as old:
+        channel: Any = old.channel
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        watching = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
+        assert old.process is not None
+        old.process.terminate()
+        path = Path(old.endpoint.removeprefix("unix://"))
+        wait_until(lambda: not path.exists())
+        with plugin(made) as new:
+            assert old.process.poll() is None, "it was too fast for this test"
+            watching.cancel()
+            old.process.wait(30)
+            assert path.is_socket()
+            assert new.identity.Probe(csi_pb2.ProbeRequest()).ready.value
