@@ -71,8 +71,12 @@ def node(
         refused.append(error)
         told.set()
 
+
+    def why_not() -> str | None:
+        return plugin.identity.why_not() or (forwarded.hindrance if forwarded is not None else None)
+
     if port is not None:
-        port = metrics.serve(port, registry, plugin.identity.why_not)
+        port = metrics.serve(port, registry, why_not)
     registered = None
     if registration is not None:
         registered = Registration(registration, kubelet_endpoint or str(plugin.path), on_refusal)

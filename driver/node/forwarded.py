@@ -40,6 +40,8 @@ class Forwarded:
     def __init__(self, address: str, folder: Path, here: Here, interceptors: Sequence[grpc.ServerInterceptor]) -> None:
         self._address = check_address(address)
         self._folder = folder
+        self.hindrance: str | None = "CSI is not served to the controller yet"
+        """Why it does not listen; None if it does. Any thread may read it."""
         self._stopped = threading.Event()
         self._server = grpc.server(
             ThreadPoolExecutor(_THREADS, thread_name_prefix="forwarded"),
@@ -58,15 +60,13 @@ class Forwarded:
 
     def _start(self) -> None:
         """The whole of a thread."""
-        said = ""
         while not self._stopped.is_set():
-            hindrance = self._listen()
-            if hindrance is None:
+            before, self.hindrance = self.hindrance, self._listen()
+            if self.hindrance is None:
                 logs.log().info("CSI is served to the controller", address=self._address)
                 return
-            if hindrance != said:
-                logs.log().warning("CSI is not served to the controller yet", reason=hindrance)
-                said = hindrance
+            if self.hindrance != before:
+                logs.log().warning("CSI is not served to the controller yet", reason=self.hindrance)
             self._stopped.wait(_AGAIN_SECONDS)
 
     def _listen(self) -> str | None:

@@ -20,8 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from csi import csi_pb2
 from csi import pluginregistration_pb2 as api
 from csi import pluginregistration_pb2_grpc as services
+from driver.controller import authority
 from driver.core.sizes import MIB
-from tests.apiserver import wait_until
+from driver.rpc.tls import NODE_NAME
+from tests.apiserver import free_port, wait_until
+from tests.controller.test_tls import certificates, lay_out, now
 from tests.engines import Engine, engine, run
 from tests.metrics import check_served
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
@@ -116,6 +119,16 @@ def test_health_is_the_process_and_readiness_the_engine(made: Engine) -> None:
         assert (status, "stillframe_engine_up 0.0" in text) == (200, True)
         made.start()
         assert fetch(one, "/readyz")[0] == 200
+
+
+def test_a_node_is_ready_when_the_controller_can_call_it(made: Engine) -> None:
+    folder = made.state.parent / "tls"
+    folder.mkdir()
+    with plugin(made, "--http", "0", "--listen", f"127.0.0.1:{free_port()}", "--tls", str(folder)) as one:
+        assert fetch(one, "/readyz")[0] == 503
+        assert one.identity.Probe(csi_pb2.ProbeRequest()).ready.value, "kubelet can call it"
+        lay_out(folder, certificates(authority.make_authority(now()), NODE_NAME, authority.SERVER))
+        wait_until(lambda: fetch(one, "/readyz") == (200, "ok\n"))
 
 
 def test_an_engine_that_is_silent_is_not_ready_and_holds_no_health_check_up(made: Engine) -> None:
