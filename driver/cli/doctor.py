@@ -27,7 +27,8 @@ def report(output: Output, found: Sequence[Check]) -> None:
         output.result({"checks": shown, **{grade.value: count[grade] for grade in Grade}}, "")
     for check in found:
         output.line(f"{check.grade.value:8} {check.name}: {check.found}{f'; {check.fix}' if check.fix else ''}")
-    output.line(f"{count[Grade.OK]} ok, {count[Grade.WARNING]} to look at, {count[Grade.PROBLEM]} to mend")
+    unseen = f", {count[Grade.UNSEEN]} not looked at" if count[Grade.UNSEEN] else ""
+    output.line(f"{count[Grade.OK]} ok, {count[Grade.WARNING]} to look at, {count[Grade.PROBLEM]} to mend{unseen}")
     if count[Grade.PROBLEM]:
         sys.exit(HAS_PROBLEMS)
 

@@ -26,7 +26,10 @@ FILE_SYSTEMS: Final = ("ext4", "xfs")
 
 
 class Grade(StrEnum):
+    """UNSEEN is what this doctor cannot see, and another can."""
+
     OK = "ok"
+    UNSEEN = "unseen"
     WARNING = "warning"
     PROBLEM = "problem"
 

@@ -73,7 +73,7 @@ class ClusterFacts:
 
 def cluster_checks(facts: ClusterFacts) -> list[Check]:
     """All of them."""
-    rooms = (_api, _snapshots, _workloads, _nodes, _versions, _classes)
+    rooms = (_api, _snapshots, _workloads, _nodes, _versions, _classes, _inside_nodes)
     return [check for room in rooms for check in room(facts)]
 
 
@@ -150,8 +150,20 @@ def _classes(facts: ClusterFacts) -> Iterable[Check]:
             fix = f"add it to the chart's repositories, or name one that is there: {known}"
             yield _check(name, f"there is no repository {item.repository!r}", fix)
         else:
-            yield _check(name, f"repository {item.repository}" if item.repository else "its parameters are known")
+            known = f"repository {item.repository} is configured" if item.repository else "its parameters are known"
+            yield _check(name, known)
     if not any(item.kind == "StorageClass" for item in facts.classes):
         yield _check("StorageClass", f"none has the provisioner {DRIVER}", warning="set the chart's storageClasses")
     if not facts.repositories:
         yield _check("repositories", "none is configured", warning="set the chart's repositories: snapshots need one")
+
+
+def _inside_nodes(facts: ClusterFacts) -> Iterable[Check]:
+    """What only a node's own containers see, and with which commands to ask there."""
+    for pod in facts.pods:
+        if pod.component == "engine" and not pod.hindrance:
+            ask = f"kubectl -n {facts.namespace} exec {pod.name}"
+            own = f"{ask} -c engine -- stillframe doctor --only kernel --only host --only running"
+            remote = f"{ask} -c transfer -- stillframe doctor --only repositories"
+            found = "kernel, privileges, disk, and whether its keys open the repositories: the API does not tell"
+            yield Check(f"inside node {pod.node}", Grade.UNSEEN, found, f"ask there: {own}; {remote}")

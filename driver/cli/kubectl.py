@@ -124,8 +124,10 @@ def _shown(row: SnapshotRow) -> list[str]:
 @click.option("--system", default=_SYSTEM, show_default=True, help="The namespace that Stillframe is installed in.")
 @_pass
 def doctor(plugin: Plugin, system: str) -> None:
-    """Check the installation: CRDs, CSIDriver, pods, nodes, versions, classes, repositories. Exits with 20 if something must
-    be mended. What a node itself lacks, `stillframe doctor` in its engine's container tells."""
+    """Check the installation: CRDs, CSIDriver, pods, nodes, versions, classes. Exits with 20 if something must be mended.
+
+    Kernels, privileges and the keys of repositories cannot be seen from here: it says with which commands to ask each node.
+    """
     from driver.cli.doctor_cluster import gather
     from driver.cli.doctor_cluster_checks import cluster_checks
 

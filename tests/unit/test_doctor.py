@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -110,8 +111,26 @@ CLUSTER = ClusterFacts(
 ENGINE_POD = CLUSTER.pods[2]
 
 
+def amiss_in(facts: ClusterFacts) -> list[Check]:
+    """Without what cannot be seen from outside."""
+    return [check for check in amiss(cluster_checks(facts)) if check.grade is not Grade.UNSEEN]
+
+
 def test_a_cluster_that_is_well_has_nothing_amiss() -> None:
-    assert amiss(cluster_checks(CLUSTER)) == []
+    assert amiss_in(CLUSTER) == []
+
+
+def test_what_only_a_node_can_tell_is_named_with_the_commands_that_ask_it() -> None:
+    hindered = replace(ENGINE_POD, name="engine-y", node="node-b", hindrance="ImagePullBackOff")
+    found = cluster_checks(replace(CLUSTER, pods=(*CLUSTER.pods, hindered)))
+    (unseen,) = [check for check in found if check.grade is Grade.UNSEEN]
+    assert unseen.name == "inside node node-a" and "privileges" in unseen.found and "repositories" in unseen.found
+    commands = unseen.fix.removeprefix("ask there: ").split("; ")
+    command = r"kubectl -n stillframe exec engine-x -c (\w+) -- stillframe (.*)"
+    found_in = [match for match in (re.fullmatch(command, each) for each in commands) if match]
+    assert [match[1] for match in found_in] == ["engine", "transfer"]
+    asked = [word for match in found_in for word in match[2].split()]
+    assert sorted(word for word in asked if word not in ("doctor", "--only")) == sorted(GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +158,7 @@ def test_a_cluster_that_is_well_has_nothing_amiss() -> None:
     ],
 )  # fmt: skip
 def test_what_is_amiss_in_a_cluster(change: dict[str, Any], name: str, grade: Grade, words: str) -> None:
-    found = amiss(cluster_checks(replace(CLUSTER, **change)))
+    found = amiss_in(replace(CLUSTER, **change))
     assert [(check.name, check.grade) for check in found] == [(name, grade)]
     assert words in found[0].fix
 
