@@ -11,8 +11,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from tests.servers import find_program
+from tests.waiting import wait_until
 
 NAMESPACE = "stillframe"
 SNAPSHOTS = "snapshot.storage.k8s.io"
@@ -58,17 +57,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_until(what: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """The first true value of `what`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 class Api:

@@ -25,9 +25,11 @@ import pytest
 from kubernetes.client.exceptions import ApiException
 
 from csi import csi_pb2_grpc
-from tests.apiserver import NAMESPACE, Api, api_server, free_port, wait_until
+from tests.apiserver import NAMESPACE, Api, api_server
 from tests.engines import Engine
 from tests.plugins import Plugin
+from tests.servers import free_port
+from tests.waiting import wait_until
 
 
 class NodePlugin(Plugin):

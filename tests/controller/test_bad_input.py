@@ -12,11 +12,11 @@ import pytest
 
 from csi import csi_pb2
 from driver.core.ids import new_id
-from tests.apiserver import wait_until
 from tests.clusters import Cluster, Controller, cluster
 from tests.controller.test_lost_nodes import snapshot, snapshot_request
 from tests.controller.test_routing import create, volume_of
 from tests.servers import versitygw_server
+from tests.waiting import wait_until
 
 TIB = 1 << 40
 Code = grpc.StatusCode

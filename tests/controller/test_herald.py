@@ -19,10 +19,11 @@ from driver.controller.nodes import Nodes
 from driver.controller.repositories import Repositories
 from driver.rpc.names import parse_handle
 from driver.rpc.tls import Certificates
-from tests.apiserver import LABELS, NAMESPACE, wait_until
+from tests.apiserver import LABELS, NAMESPACE
 from tests.clusters import Cluster, cluster
 from tests.controller.test_lost_nodes import begin_upload, remove_snapshot
 from tests.controller.test_routing import create
+from tests.waiting import wait_until
 
 SLOW = ("--upload-rate", str(4 << 20))
 

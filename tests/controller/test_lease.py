@@ -14,8 +14,9 @@ from driver.controller.kube import Kube
 from driver.controller.lease import ACT_SECONDS, LASTS_SECONDS, RENEW_SECONDS, Lease, may_take
 from driver.controller.seen import LeaseSeen
 from driver.core.errors import KubernetesUnavailable
-from tests.apiserver import NAMESPACE, wait_until
+from tests.apiserver import NAMESPACE
 from tests.clusters import Cluster, cluster
+from tests.waiting import wait_until
 
 NAME = "stillframe-controller"
 

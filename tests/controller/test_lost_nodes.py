@@ -14,9 +14,9 @@ import pytest
 
 from csi import csi_pb2
 from driver.core.ids import new_id, snapshot_id
-from tests.apiserver import wait_until
 from tests.clusters import Cluster, Controller, NodePlugin, cluster
 from tests.controller.test_routing import SIZE, create, delete, topology, volume_of
+from tests.waiting import wait_until
 
 MIB = 1 << 20
 DEADLINE = 10.0

@@ -11,9 +11,10 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from driver.rpc.names import DRIVER, TOPOLOGY_KEY
-from tests.apiserver import NAMESPACE, wait_until
+from tests.apiserver import NAMESPACE
 from tests.clusters import Cluster, cluster
 from tests.servers import find_program
+from tests.waiting import wait_until
 
 SELECTED = "volume.kubernetes.io/selected-node"
 MODES = ("WaitForFirstConsumer", "Immediate")

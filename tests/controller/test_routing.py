@@ -10,10 +10,10 @@ import pytest
 from csi import csi_pb2
 from driver.core.ids import new_id
 from driver.rpc.names import TOPOLOGY_KEY
-from tests.apiserver import wait_until
 from tests.clusters import Cluster, Controller, cluster
 from tests.metrics import check_served
 from tests.plugins import mount_capability
+from tests.waiting import wait_until
 
 MIB = 1 << 20
 SIZE = 64 * MIB

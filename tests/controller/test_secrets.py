@@ -15,9 +15,10 @@ from driver.controller import authority
 from driver.controller.kube import Kube
 from driver.controller.secrets import TlsSecrets
 from driver.rpc.tls import CONTROLLER_NAME, NODE_NAME, Certificates
-from tests.apiserver import NAMESPACE, wait_until
+from tests.apiserver import NAMESPACE
 from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create, delete
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from driver.controller.seen import VolumeSeen
 from driver.controller.strays import Strays, left_behind, without_pv
 from driver.rpc.names import MAKING_KEY, NAME_KEY
 from driver.rpc.tls import Certificates
-from tests.apiserver import LABELS, NAMESPACE, wait_until
+from tests.apiserver import LABELS, NAMESPACE
 from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create, volume_of
+from tests.waiting import wait_until
 
 
 def test_what_is_still_being_made_is_known_as_such() -> None:

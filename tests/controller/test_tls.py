@@ -25,7 +25,8 @@ from driver.node.here import Here, NodeEngine
 from driver.rpc import tls
 from driver.rpc.calls import CallInterceptor
 from driver.rpc.tls import CONTROLLER_NAME, NODE_NAME, Certificates
-from tests.apiserver import free_port, wait_until
+from tests.servers import free_port
+from tests.waiting import wait_until
 
 ADDRESS = "127.0.8.1"
 

@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine
+from tests.waiting import wait_until
 
 _HERE = Path(__file__).parent / "stopping"
 
@@ -20,7 +20,7 @@ def engine_that_stops(at: str, *arguments: str) -> Iterator[tuple[Engine, Callab
         stopped = made.state.parent / "stopped"
 
         def wait() -> int:
-            return int(wait_until(lambda: stopped.exists() and stopped.read_text()))
+            return int(wait_until(lambda: stopped.read_text() if stopped.exists() else None))
 
         made.stop()
         yield made.start({"PYTHONPATH": str(_HERE), "STILLFRAME_STOP_AT": at, "STILLFRAME_STOPPED": str(stopped)}), wait

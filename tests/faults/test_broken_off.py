@@ -12,10 +12,10 @@ import pytest
 from driver.core.errors import NotFound, StillframeError
 from driver.core.sizes import MIB
 from driver.host.loop import LoopDevice, on_file
-from tests.apiserver import wait_until
 from tests.engines import Engine, run
 from tests.faults.stops import engine_that_stops
 from tests.oracle import read_device
+from tests.waiting import wait_until
 
 SIZE = 32 * MIB
 

@@ -10,9 +10,9 @@ import pytest
 
 from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
 from tests.oracle import LoggedWriter
+from tests.waiting import wait_until
 
 SIZE = 32 * MIB
 

@@ -13,9 +13,9 @@ import pytest
 
 from driver.core.errors import StillframeError
 from driver.core.sizes import MIB
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
 from tests.oracle import LoggedWriter, read_device, state_in
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 
@@ -135,7 +135,7 @@ def kill_for_good(made: Engine, volume: str, key: str) -> None:
 def test_a_sweeper_that_cannot_live_fails_its_snapshot_and_no_device() -> None:
     with engine("--upload-rate", "4Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         made.call("snapshot.create", volume="v", name="s")
         (sweeper,) = [key for key in made.processes("v") if key.startswith("sweep-")]
         transfer = made.call("engine.info")["processes"]["transfer"]

@@ -18,11 +18,11 @@ import pytest
 from driver.core.errors import OutOfSpace
 from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
-from tests.apiserver import wait_until
 from tests.cli.test_commands import stillframe
 from tests.engines import Engine, engine, mounted, run
 from tests.oracle import read_device
 from tests.power.logdisk import LogDisk, logdisk
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 

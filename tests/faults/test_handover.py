@@ -19,10 +19,10 @@ from driver.core import messages
 from driver.core.errors import Unsupported
 from driver.core.sizes import MIB
 from driver.engine import handover
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
 from tests.faults.stops import engine_that_stops
 from tests.oracle import LoggedWriter, read_device, state_in
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 ROOT = Path(__file__).resolve().parents[2]

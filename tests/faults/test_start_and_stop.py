@@ -17,7 +17,6 @@ import pytest
 from driver.core.sizes import MIB
 from driver.engine.settings import CANNOT_START
 from driver.host.cgroup import limited
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine, mounted, run
 from tests.oracle import LoggedWriter, read_device
 

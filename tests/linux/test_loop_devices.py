@@ -13,8 +13,8 @@ import pytest
 
 from driver.core.errors import FailedPrecondition, StillframeError
 from driver.core.sizes import MIB
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine, run
+from tests.waiting import wait_until
 
 SIZE = 16 * MIB
 

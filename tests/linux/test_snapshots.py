@@ -9,9 +9,9 @@ import pytest
 
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError
 from driver.core.sizes import MIB, TIB
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine, mounted, run
 from tests.oracle import LoggedWriter, read_device, state_in
+from tests.waiting import wait_until
 
 SIZE = 48 * MIB
 
