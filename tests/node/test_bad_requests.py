@@ -164,7 +164,6 @@ def test_no_bad_request_is_an_internal_error(one: Plugin, service: str, method: 
     call = getattr(stub, method)
     kind = getattr(csi_pb2, csi_pb2.DESCRIPTOR.services_by_name[service].methods_by_name[method].input_type.name)
     base: Any = sound(one, kind)
-    seen = 0
     cases: list[tuple[str, Spoil]] = [("nothing", lambda copy: None), *wrongs(base)]
     needed = {name.rpartition(".")[2] for name in required() if name.startswith(f"{kind.DESCRIPTOR.full_name}.")} - LENIENT
     for what, spoil in cases:
@@ -173,7 +172,6 @@ def test_no_bad_request_is_an_internal_error(one: Plugin, service: str, method: 
         if method in ("CreateVolume", "CreateSnapshot", "CreateVolumeGroupSnapshot"):
             request.name = f"made-{new_id()}"
         spoil(request)
-        seen += 1
         code, details = "OK", ""
         try:
             call(request, timeout=20)
@@ -184,7 +182,7 @@ def test_no_bad_request_is_an_internal_error(one: Plugin, service: str, method: 
         if what.removesuffix(" missing") in needed and method not in UNSERVED:
             allowed = {"INVALID_ARGUMENT"}
         assert code in allowed, f"{what}: {code}: {details}"
-    assert seen == 1 or len(kind.DESCRIPTOR.fields) > 0
+    assert len(cases) > 1 or not kind.DESCRIPTOR.fields
     assert "Traceback" not in one.log.read_text()
     one.unmount_all()
 
