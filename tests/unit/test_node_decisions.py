@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -169,30 +168,6 @@ def test_the_second_call_for_a_thing_is_told_to_come_again() -> None:
             pass
     with operations.on("volume b"):
         pass
-
-
-def test_of_many_calls_at_once_one_has_the_thing() -> None:
-    operations, inside, most, lock = Operations(), 0, 0, threading.Lock()
-
-    def call() -> None:
-        nonlocal inside, most
-        for _ in range(200):
-            try:
-                with operations.on("volume"):
-                    with lock:
-                        inside += 1
-                        most = max(most, inside)
-                    with lock:
-                        inside -= 1
-            except Busy:
-                pass
-
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1
 
 
 def test_every_domain_error_has_a_code() -> None:
