@@ -23,6 +23,7 @@ from tests.engines import engine, run
 from tests.oracle import read_device
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
 from tests.servers import credentials_file
+from tests.waiting import wait_until
 
 SIZE = 32 * MIB
 
@@ -130,15 +131,16 @@ def test_a_restore_outlives_the_calls_that_wait_for_it(one: Plugin) -> None:
         ),
     )  # fmt: skip
     seen = set()
-    for _ in range(200):
+
+    def made() -> csi_pb2.Volume | None:
         try:
-            made = one.controller.CreateVolume(request, timeout=0.6).volume
-            break
+            return one.controller.CreateVolume(request, timeout=0.2).volume  # type: ignore[no-any-return]
         except grpc.RpcError as error:
             seen.add(error.code())
-            time.sleep(0.05)
-    assert seen <= {grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED}
-    content = read_device(attached(one, made.volume_id), 8 * SIZE)
+            return None
+
+    content = read_device(attached(one, wait_until(made, 60).volume_id), 8 * SIZE)
+    assert seen and seen <= {grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert content == read_device(attached(one, volume), 8 * SIZE)
 
 
@@ -274,21 +276,17 @@ def test_a_snapshot_is_refused_before_its_cut_without_a_trace(one: Plugin) -> No
     one.snapshot(volume, "early-1")
 
 
-def test_pages_are_stable_while_volumes_come_and_go(one: Plugin) -> None:
+def test_pages_are_stable_while_volumes_come_and_go() -> None:
     """What csi-sanity has switched off: the last volume of a page is deleted, another one is added."""
-    for number in range(5):
-        one.create(f"page-{number}", MIB)
-    first = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(max_entries=3))
-    ids = [entry.volume.volume_id for entry in first.entries]
-    rest = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(starting_token=first.next_token)).entries
-    ours = [volume for volume in one.engine.call("volume.list")["volumes"] if volume["name"].startswith("page-")]
-    victim = next((handle for handle in ids if any(handle.endswith(volume["id"]) for volume in ours)), None)
-    if victim is not None:
-        one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=victim))
-    added = one.create("page-added", MIB)
-    again = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(starting_token=first.next_token)).entries
-    shown = [entry.volume.volume_id for entry in again if entry.volume.volume_id != added]
-    assert shown == [entry.volume.volume_id for entry in rest]
+    with engine() as made, plugin(made) as one:
+        handles = sorted(one.create(f"page-{number}", MIB) for number in range(5))
+        first = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(max_entries=3))
+        assert [entry.volume.volume_id for entry in first.entries] == handles[:3]
+        one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=handles[2]))
+        added = one.create("page-added", MIB)
+        rest = one.controller.ListVolumes(csi_pb2.ListVolumesRequest(starting_token=first.next_token)).entries
+        shown = [entry.volume.volume_id for entry in rest if entry.volume.volume_id != added]
+        assert shown == handles[3:]
 
 
 def test_tokens_outlive_engine_and_plugin() -> None:
