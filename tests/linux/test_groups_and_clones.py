@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import signal
@@ -20,6 +19,8 @@ from driver.core.sizes import GIB, MIB
 from driver.host import disks
 from tests.engines import Engine, engine, run
 from tests.oracle import LoggedWriter, read_device, state_in
+from tests.soak.killer import children
+from tests.waiting import wait_until
 
 SIZE = 32 * MIB
 
@@ -108,10 +109,7 @@ def test_a_group_that_comes_to_nothing_lets_go_of_its_volumes(one: Engine) -> No
 
 
 def wait_available(made: Engine, volume: str) -> None:
-    deadline = time.monotonic() + 60
-    while made.call("volume.show", name=volume)["state"] == "restoring":
-        assert time.monotonic() < deadline, made.log.read_text()
-        time.sleep(0.02)
+    wait_until(lambda: made.call("volume.show", name=volume)["state"] != "restoring", 60, made.log.read_text)
 
 
 def test_a_clone_is_the_volume_at_its_cut(one: Engine) -> None:
@@ -133,23 +131,19 @@ def test_a_clone_is_the_volume_at_its_cut(one: Engine) -> None:
     wait_available(one, "copy-of-copy")
 
 
-def test_a_clone_outlives_its_processes(one: Engine) -> None:
-    device = one.volume("v", 4 * SIZE)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
-    content = read_device(device, 4 * SIZE)
-    one.call("volume.clone", source="v", name="copy")
-    for victim in ("service", "transfer", "service"):
-        with contextlib.suppress(ProcessLookupError, StillframeError, OSError):
-            os.kill(one.call("engine.info")["processes"][victim], signal.SIGKILL)
-        time.sleep(0.1)
-    deadline = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(OSError):
-            wait_available(one, "copy")
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert read_device(one.call("volume.attach", name="copy")["device"], 4 * SIZE) == content
+def test_a_clone_outlives_its_processes() -> None:
+    with engine("--upload-rate", "20Mi") as one:
+        device = one.volume("v", 4 * SIZE)
+        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+        content = read_device(device, 4 * SIZE)
+        one.call("volume.clone", source="v", name="copy")
+        for victim in ("transfer", "service", "transfer"):
+            wait_until(lambda: children(one.call("engine.info")["processes"]["transfer"]))  # what copies
+            killed = one.call("engine.info")["processes"][victim]
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda: one.wait_ready().call("engine.info")["processes"][victim] != killed)  # noqa: B023
+        wait_available(one, "copy")
+        assert read_device(one.call("volume.attach", name="copy")["device"], 4 * SIZE) == content
 
 
 def test_a_clone_that_loses_its_engine_is_gone(one: Engine) -> None:
