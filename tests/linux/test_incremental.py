@@ -16,6 +16,7 @@ from driver.core.errors import StillframeError
 from driver.core.sizes import CHUNK_BYTES, MIB
 from tests.engines import Engine, engine, run
 from tests.oracle import read_device
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 CHUNKS = SIZE // CHUNK_BYTES
@@ -213,7 +214,7 @@ def test_deaths_during_an_incremental_snapshot(kind: str) -> None:
             volume.write(*range(number, CHUNKS, 4))
             one.call("snapshot.create", volume="data", name=f"next-{number}")
             at_cut = bytes(volume.content)
-            for pid in victims(one, kind):
+            for pid in wait_until(lambda: victims(one, kind)):
                 os.kill(pid, signal.SIGKILL)
             volume.write(*range(number + 1, CHUNKS, 4))
             one.wait_ready()
