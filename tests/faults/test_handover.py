@@ -160,16 +160,6 @@ def test_a_keeper_that_dies_on_the_way_leaves_its_volumes_to_its_successor(at: s
         made.call("volume.detach", name="v")
 
 
-def test_only_root_may_take_over(tmp_path: Path) -> None:
-    with engine() as made, socket.socket(socket.AF_UNIX) as probe:
-        path = made.state / "run/keeper.sock"
-        assert path.stat().st_mode & 0o777 == 0o600
-        probe.connect(str(path))
-        probe.sendall(b"\x7f\xff\xff\xff")  # a message of 2 GiB
-        probe.close()
-        assert made.take_over() == 0
-
-
 def test_a_new_version_takes_over_from_an_old_one(tmp_path: Path) -> None:
     """The old engine is another tree, of another version."""
     for package in ("driver", "csi"):
