@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import grpc
 
 from csi import csi_pb2, csi_pb2_grpc
 from tests.engines import Engine
+from tests.waiting import wait_until
 
 MODE = csi_pb2.VolumeCapability.AccessMode
 
@@ -40,19 +40,24 @@ class Plugin:
         self.log = self.folder / "node.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: grpc.Channel | None = None
-        self.program: tuple[str, ...] = (sys.executable, "-m", "driver.cli.main")
+
+    def command(self, *arguments: str) -> list[str]:
+        """What follows the program's name."""
+        return ["--state", str(self.engine.state), "node", "--standalone", "--endpoint", self.endpoint, *arguments]
 
     def start_process(self, *arguments: str) -> None:
-        command = [
-            *self.program, "--state", str(self.engine.state), "node", "--standalone",
-            "--endpoint", self.endpoint, *arguments,
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "driver.cli.main", *self.command(*arguments)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(os.environ))
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def is_served(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(self.endpoint.removeprefix("unix://")) == 0
 
     def start(self, *arguments: str) -> Plugin:
         """Start, and wait until it answers."""
         self.start_process(*arguments)
+        wait_until(self.is_served)
         self.channel = grpc.insecure_channel(self.endpoint, [("grpc.max_reconnect_backoff_ms", 200)])
         grpc.channel_ready_future(self.channel).result(20)
         return self
@@ -126,14 +131,13 @@ class Plugin:
 
     def snapshot(self, volume: str, name: str, **parameters: str) -> csi_pb2.Snapshot:
         """As the snapshotter does: asked by name until it is ready."""
-        deadline = time.monotonic() + 60
-        while True:
-            request = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=name, parameters=parameters)
-            found = self.controller.CreateSnapshot(request, timeout=60).snapshot
-            if found.ready_to_use:
-                return found  # type: ignore[no-any-return]
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+        request = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=name, parameters=parameters)
+
+        def ready() -> csi_pb2.Snapshot | None:
+            found: csi_pb2.Snapshot = self.controller.CreateSnapshot(request, timeout=60).snapshot
+            return found if found.ready_to_use else None
+
+        return wait_until(ready, 60, self.log.read_text)
 
     def kill(self) -> None:
         if self.process is not None:

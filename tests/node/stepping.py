@@ -1,5 +1,8 @@
 """`python -m tests.node.stepping ORDER …`: the command line, which kills itself at a step of one CSI call.
 
+It is forked anew for each line of the standard input, so that what it imports is imported once: its pid is answered, then,
+when it has ended, an empty line.
+
 ORDER is a file with `<method> <n>`: the n-th step of that call is where it dies. A step is what the call does to the world:
 it asks the engine, runs a program (before it and while it runs), mounts, unmounts, makes or removes something; it dies just
 before that, which is just after the step before, and at last when all is done and nothing answered. Nothing of the driver is
@@ -15,6 +18,8 @@ import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
+
+from driver.cli.main import main as command_line
 
 _OURS: Final = {
     ("client.py", "call"), ("run.py", "finish"), ("kernel.py", "mount"), ("kernel.py", "umount"),
@@ -55,11 +60,15 @@ class Stepping:
 
 
 def main() -> None:
-    threading.setprofile(Stepping(Path(sys.argv[1])))
-    sys.argv[1:] = sys.argv[2:]
-    from driver.cli.main import main as command_line
-
-    command_line()
+    order = Path(sys.argv.pop(1))
+    for _ in sys.stdin:
+        if (pid := os.fork()) == 0:
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+            threading.setprofile(Stepping(order))
+            command_line()
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print(flush=True)
 
 
 if __name__ == "__main__":

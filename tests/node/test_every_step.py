@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,46 @@ from driver.core.sizes import MIB
 from driver.host import filesystems, mountinfo
 from tests.engines import Engine, engine
 from tests.plugins import Plugin, block_capability, mount_capability
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 STEPS_MAX = 80
 
 
 class Stepped(Plugin):
-    """A plugin that dies where `order` says."""
+    """A plugin that dies where `order` says. All that run, one after another, are forked from one process."""
 
     def __init__(self, of: Engine) -> None:
         super().__init__(of)
         self.order = self.folder / "order"
         self.order.write_text("none 0")
-        self.program = (sys.executable, "-m", "tests.node.stepping", str(self.order))
+        self.pid: int | None = None
+        with self.log.open("ab") as log:
+            self.parent = subprocess.Popen(
+                [sys.executable, "-m", "tests.node.stepping", str(self.order), *self.command()], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+
+    def start_process(self, *arguments: str) -> None:
+        assert self.parent.stdin is not None and self.parent.stdout is not None
+        self.parent.stdin.write("\n")
+        self.parent.stdin.flush()
+        self.pid = int(self.parent.stdout.readline())
+
+    def kill(self) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            assert self.parent.stdout is not None
+            self.parent.stdout.readline()
+            self.pid = None
+        super().kill()
+
+    def end(self) -> None:
+        self.kill()
+        with self.parent:
+            pass
+        self.unmount_all()
 
     def dies_at(self, method: str, step: int, call: Callable[[], Any]) -> bool:
         """Make the call with a plugin that dies at the step; whether it got that far. A new plugin runs afterwards."""
@@ -60,21 +89,22 @@ def one(made: Engine) -> Iterator[Stepped]:
         print(running.log.read_text()[-8000:])
         raise
     finally:
-        running.kill()
-        running.unmount_all()
+        running.end()
 
 
 def again(call: Callable[[], Any]) -> None:
     """Make the call as kubelet does, which comes again: a program that the killed plugin had started goes on without it."""
-    deadline = time.monotonic() + 20
-    while True:
+
+    def is_done() -> bool:
         try:
             call()
-            return
         except grpc.RpcError as error:
-            if "in use" not in str(error.details()) or time.monotonic() > deadline:
+            if "in use" not in str(error.details()):
                 raise
-        time.sleep(0.05)
+            return False
+        return True
+
+    wait_until(is_done)
 
 
 CAPABILITIES = {"ext4": mount_capability("ext4"), "xfs": mount_capability("xfs"), "block": block_capability()}
