@@ -66,10 +66,16 @@ class Disks:
         shutil.rmtree(self.folder)
 
 
-@pytest.fixture
-def disks() -> Iterator[Disks]:
+@contextlib.contextmanager
+def new_disks() -> Iterator[Disks]:
     made = Disks(Path(os.path.realpath(tempfile.mkdtemp(prefix="stillframe-disks-", dir="/var/tmp"))))
     try:
         yield made
     finally:
         made.clean()
+
+
+@pytest.fixture
+def disks() -> Iterator[Disks]:
+    with new_disks() as made:
+        yield made

@@ -19,8 +19,9 @@ from driver.host import freeze
 from driver.host.filesystems import make
 from driver.host.freeze import frozen, thaw
 from driver.host.mounts import mount, unmount
-from tests.linux.conftest import Disks
+from tests.linux.conftest import Disks, new_disks
 from tests.linux.test_mounts import shut_down
+from tests.waiting import wait_until
 
 HOLD = """
 import signal, sys, time
@@ -33,14 +34,21 @@ with frozen(sys.argv[1], 600):
 """
 
 
-@pytest.fixture(params=["ext4", "xfs"])
-def target(disks: Disks, request: pytest.FixtureRequest) -> Iterator[str]:
-    device, path = disks.new(320 * MIB), disks.target()
-    make(device, request.param)
-    mount(device, path, request.param)
-    yield path
-    wait_until_it_goes_on(path)
-    unmount(path, seconds=60)
+@pytest.fixture(scope="module", params=["ext4", "xfs"])
+def mounted(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A file system that the tests of this file share: each leaves it thawed."""
+    with new_disks() as disks:
+        device, path = disks.new(320 * MIB), disks.target()
+        make(device, request.param)
+        mount(device, path, request.param)
+        yield path
+        unmount(path, seconds=60)
+
+
+@pytest.fixture
+def target(mounted: str) -> Iterator[str]:
+    yield mounted
+    wait_until_it_goes_on(mounted)
 
 
 def is_frozen(path: str) -> bool:
@@ -57,10 +65,7 @@ def is_frozen(path: str) -> bool:
 
 
 def wait_until_it_goes_on(path: str) -> None:
-    deadline = time.monotonic() + 60
-    while is_frozen(path):
-        assert time.monotonic() < deadline, f"{path} stays frozen"
-        time.sleep(0.05)
+    wait_until(lambda: not is_frozen(path), 60)
 
 
 def guards(parent: int) -> list[int]:
@@ -91,12 +96,12 @@ def holder(target: str) -> Iterator[subprocess.Popen[bytes]]:
 def test_nobody_writes_while_it_is_frozen(target: str) -> None:
     with frozen(target, 60):
         assert is_frozen(target)
-        writer = subprocess.Popen(["touch", f"{target}/file"])
+        writer = subprocess.Popen(["touch", f"{target}/touched"])
         with pytest.raises(subprocess.TimeoutExpired):
             writer.wait(0.5)
-        assert not os.path.exists(f"{target}/file")
+        assert not os.path.exists(f"{target}/touched")
     assert writer.wait(60) == 0
-    assert os.path.exists(f"{target}/file") and not is_frozen(target) and guards(os.getpid()) == []
+    assert os.path.exists(f"{target}/touched") and not is_frozen(target) and guards(os.getpid()) == []
 
 
 def test_it_goes_on_if_the_work_fails(target: str) -> None:
