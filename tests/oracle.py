@@ -7,8 +7,10 @@ import os
 import random
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from driver.core.sizes import MIB
 from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.host.kernel import fallocate
 
@@ -75,6 +77,20 @@ class LoggedWriter:
             buffer[:length] = data
             assert os.pwrite(fd, buffer[:length], offset) == length
         self.acknowledged += 1
+
+
+def fill(path: str | Path, length_bytes: int, at_bytes: int = 0) -> None:
+    """Random bytes to a block device, or a file, from `at_bytes` on (O_DIRECT)."""
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, MIB) as buffer, memoryview(buffer) as view:
+            for offset in range(at_bytes, at_bytes + length_bytes, MIB):
+                piece = view[: min(MIB, at_bytes + length_bytes - offset)]
+                with piece:
+                    piece[:] = os.urandom(len(piece))
+                    assert os.pwrite(fd, piece, offset) == len(piece)
+    finally:
+        os.close(fd)
 
 
 def read_device(device: str, size_bytes: int) -> bytearray:

@@ -14,7 +14,7 @@ from driver.core.sizes import MIB
 from driver.host.loop import LoopDevice, on_file
 from tests.engines import Engine, run
 from tests.faults.stops import engine_that_stops
-from tests.oracle import read_device
+from tests.oracle import fill, read_device
 from tests.waiting import wait_until
 
 SIZE = 32 * MIB
@@ -84,7 +84,7 @@ def is_restoring(made: Engine, volume: str) -> bool:
 def test_a_clone_whose_end_was_noted_is_available(at: str) -> None:
     with engine_that_stops(at) as (made, stopped):
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        fill(device, 32 * MIB)
         content = read_device(device, SIZE)
         made.call("volume.clone", source="v", name="copy")
         os.kill(stopped(), signal.SIGKILL)
@@ -99,7 +99,7 @@ def test_a_clone_whose_end_was_noted_is_available(at: str) -> None:
 def test_a_clone_whose_failure_was_noted_is_gone() -> None:
     with engine_that_stops("call watcher.py _clone_ended", "--upload-rate", "16Mi") as (made, stopped):
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        fill(device, 32 * MIB)
         made.call("volume.clone", source="v", name="copy")
         os.truncate(made.state / "volumes" / made.call("volume.show", name="v")["id"] / "disk", MIB)
         os.kill(stopped(), signal.SIGKILL)

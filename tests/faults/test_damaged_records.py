@@ -10,8 +10,8 @@ import pytest
 
 from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
-from tests.engines import Engine, engine, run
-from tests.oracle import LoggedWriter
+from tests.engines import Engine, engine
+from tests.oracle import LoggedWriter, fill
 from tests.waiting import wait_until
 
 SIZE = 32 * MIB
@@ -27,7 +27,7 @@ def one() -> Iterator[Engine]:
 def test_a_session_with_a_damaged_record_is_left_out(one: Engine, is_running: bool) -> None:
     device = one.volume("v", SIZE)
     if is_running:
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        fill(device, 32 * MIB)
     one.call("snapshot.create", volume="v", name="s")
     if not is_running:
         assert one.wait_snapshot("s")["state"] == "committed"

@@ -13,8 +13,8 @@ import pytest
 
 from driver.core.errors import StillframeError
 from driver.core.sizes import MIB
-from tests.engines import Engine, engine, run
-from tests.oracle import LoggedWriter, read_device, state_in
+from tests.engines import Engine, engine
+from tests.oracle import LoggedWriter, fill, read_device, state_in
 from tests.waiting import wait_until
 
 SIZE = 64 * MIB
@@ -49,7 +49,7 @@ def test_a_session_outlives(victim: str) -> None:
     """The snapshot is exact, and the writer notices nothing, although the process is killed again and again."""
     with engine("--upload-rate", "10Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, SIZE)
         start = bytes(read_device(device, SIZE))
         kills = 0
         with LoggedWriter(device, SIZE, seed=1) as writer:
@@ -154,7 +154,7 @@ def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
     """The volume process is given up; what was written until then is snapshotted all the same."""
     with engine("--upload-rate", "16Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, SIZE)
         content = read_device(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         with contextlib.suppress(OSError), LoggedWriter(device, SIZE, seed=3):
@@ -172,7 +172,7 @@ def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
 def test_the_keepers_death_fails_the_session_and_says_why() -> None:
     with engine("--upload-rate", "4Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, SIZE)
         content = read_device(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         made.kill()
@@ -190,7 +190,7 @@ def test_a_disk_that_cannot_be_read_fails_the_snapshot() -> None:
         made.volume("v", 4 * SIZE)
         volume = made.call("volume.show", name="v")
         disk = made.state / "volumes" / volume["id"] / "disk"
-        run("dd", "if=/dev/urandom", f"of={disk}", "bs=1M", "count=256", "conv=notrunc", "status=none")
+        fill(disk, 4 * SIZE)
         made.call("snapshot.create", volume="v", name="s")
         os.truncate(disk, 8 * MIB)
         shown = made.wait_snapshot("s")
@@ -202,7 +202,7 @@ def test_what_became_of_a_session_is_not_decided_while_its_repository_is_away() 
     """A folder that is not mounted says nothing of what is in it."""
     with engine("--upload-rate", "1Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         made.kill()
         made.clean_devices()

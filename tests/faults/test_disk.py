@@ -20,7 +20,7 @@ from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
 from tests.cli.test_commands import stillframe
 from tests.engines import Engine, engine, mounted, run
-from tests.oracle import read_device
+from tests.oracle import fill, read_device
 from tests.power.logdisk import LogDisk, logdisk
 from tests.waiting import wait_until
 
@@ -84,10 +84,6 @@ def place(file: Path) -> int:
     raise AssertionError("the file has no block there")
 
 
-def fill(device: str, count: int = SIZE // MIB) -> None:
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", f"count={count}", "oflag=direct", "status=none")
-
-
 def write(device: str, offset: int, content: bytes) -> None:
     """Directly. Raises OSError."""
     fd = os.open(device, os.O_RDWR | os.O_DIRECT)
@@ -102,7 +98,7 @@ def write(device: str, offset: int, content: bytes) -> None:
 def test_a_write_error_reaches_who_wrote_and_nobody_else(broken: tuple[LogDisk, Engine]) -> None:
     disk, made = broken
     device, other = made.volume("v", SIZE), made.volume("other", SIZE)
-    fill(device)
+    fill(device, SIZE)
     at = place(backing(made, "v"))
     disk.break_range("write", at, at + 4096)
     with pytest.raises(OSError, match="Input/output") as failed:
@@ -119,7 +115,7 @@ def test_a_write_error_reaches_who_wrote_and_nobody_else(broken: tuple[LogDisk, 
 def test_a_chunk_that_cannot_be_read_fails_the_snapshot(broken: tuple[LogDisk, Engine]) -> None:
     disk, made = broken
     device = made.volume("v", SIZE)
-    fill(device)
+    fill(device, SIZE)
     at = place(backing(made, "v"))
     disk.break_range("read", at, at + 4096)
     made.call("snapshot.create", volume="v", name="s")
@@ -137,7 +133,7 @@ def test_a_chunk_that_cannot_be_read_fails_the_snapshot(broken: tuple[LogDisk, E
 def test_a_pre_image_that_cannot_be_read_fails_the_snapshot_not_the_write(broken: tuple[LogDisk, Engine]) -> None:
     disk, made = broken
     device = made.volume("v", SIZE)
-    fill(device)
+    fill(device, SIZE)
     at = place(backing(made, "v"))
     made.call("snapshot.create", volume="v", name="s")
     disk.break_range("read", at, at + 4096)
@@ -169,7 +165,7 @@ def test_a_thin_volume_on_a_full_disk_gets_an_error_and_works_again_with_room(fo
 
 def test_a_clone_that_outgrows_the_disk_says_so_and_leaves_nothing(folder: Path) -> None:
     with small(folder, 256 * MIB) as host, engine_on(host, folder) as made:
-        fill(made.volume("v", SIZE, provisioning="thin"))
+        fill(made.volume("v", SIZE, provisioning="thin"), SIZE)
         left = os.statvfs(host).f_bavail * os.statvfs(host).f_frsize
         run("fallocate", "-l", str(left - 16 * MIB), str(host / "ballast"))
         code, _, error = stillframe(made.state, "volume", "clone", "v", "copy")
@@ -194,7 +190,7 @@ def test_a_spill_file_that_cannot_grow_fails_the_snapshot_and_says_so(folder: Pa
     options = ("--session-memory", "32Mi", "--upload-rate", "1Mi")
     with small(folder, 256 * MIB) as host, engine_on(host, folder, *options) as made:
         device = made.volume("v", 128 * MIB)
-        fill(device, 128)
+        fill(device, 128 * MIB)
         content = read_device(device, 128 * MIB)
         left = os.statvfs(host).f_bavail * os.statvfs(host).f_frsize
         run("fallocate", "-l", str(left - 20 * MIB), str(host / "ballast"))
@@ -213,7 +209,7 @@ def test_a_spill_file_that_cannot_grow_fails_the_snapshot_and_says_so(folder: Pa
 def test_a_state_folder_without_room_refuses_a_snapshot_before_its_cut(folder: Path) -> None:
     with small(folder, 160 * MIB) as host, engine_on(host, folder) as made:
         device = made.volume("v", SIZE)
-        fill(device)
+        fill(device, SIZE)
         with contextlib.suppress(OSError), (host / "ballast").open("wb", buffering=0) as file:
             while file.write(b"x" * 65536):
                 pass
@@ -242,7 +238,7 @@ def descriptors(pid: int, name: str) -> int:
 def test_a_sender_that_cannot_be_started_costs_no_descriptors() -> None:
     """The file of index entries cannot be opened for a while; the snapshot is committed when it can."""
     with engine("--upload-rate", "8Mi") as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         made.call("snapshot.create", volume="v", name="s")
         spool = made.state / "sessions" / snapshot_id("s") / "spool"
         wait_until(lambda: made.call("snapshot.show", snapshot="s")["uploaded_bytes"])

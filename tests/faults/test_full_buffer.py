@@ -11,8 +11,8 @@ import pytest
 
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine, mounted, run
-from tests.faults.test_disk import engine_on, fill, write
-from tests.oracle import read_device
+from tests.faults.test_disk import engine_on, write
+from tests.oracle import fill, read_device
 from tests.power.logdisk import LogDisk, logdisk
 
 SIZE = 128 * MIB
@@ -26,7 +26,7 @@ def spill_of(made: Engine, name: str) -> Path:
 def test_each_stage_of_a_full_buffer_is_seen_and_bounded() -> None:
     with engine("--session-memory", "32Mi", "--spill", "40Mi", "--upload-rate", "1Mi") as made:
         device = made.volume("v", SIZE)
-        fill(device, SIZE // MIB)
+        fill(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         spill, seen, largest, counted = spill_of(made, "v"), list[str](), 0, 0
         for number in reversed(range(SIZE // MIB)):
@@ -92,7 +92,7 @@ def longest(ranges: list[tuple[int, int]]) -> tuple[int, int]:
 def test_a_spill_file_on_a_bad_disk_fails_the_snapshot_not_the_writes(broken: tuple[LogDisk, Engine], kind: str) -> None:
     disk, made = broken
     device = made.volume("v", SIZE)
-    fill(device, SIZE // MIB)
+    fill(device, SIZE)
     made.call("snapshot.create", volume="v", name="s")
     spill, number = spill_of(made, "v"), SIZE // MIB
     while not made.call("snapshot.show", snapshot="s")["session"]["spilled"]:

@@ -19,10 +19,10 @@ from driver.core import messages
 from driver.core.errors import Unsupported
 from driver.core.sizes import MIB
 from driver.engine import handover
-from tests.engines import Engine, engine, run
+from tests.apiserver import wait_until
+from tests.engines import Engine, engine
 from tests.faults.stops import engine_that_stops
-from tests.oracle import LoggedWriter, read_device, state_in
-from tests.waiting import wait_until
+from tests.oracle import LoggedWriter, fill, read_device, state_in
 
 SIZE = 64 * MIB
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def test_a_running_session_and_busy_devices_do_not_notice() -> None:
     with engine("--upload-rate", "16Mi") as made:
         device = made.volume("v", SIZE)
         busy = fio(made.volume("busy", SIZE), 8)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, SIZE)
         start = bytes(read_device(device, SIZE))
         with LoggedWriter(device, SIZE, seed=5) as writer:
             time.sleep(0.2)

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from driver.core.sizes import MIB
-from tests.engines import Engine, engine, run
+from tests.engines import Engine, engine
 from tests.faults.test_deaths import senders, wait
-from tests.oracle import LoggedWriter, read_device, state_in
+from tests.oracle import LoggedWriter, fill, read_device, state_in
 from tests.soak.killer import stop_within_seal
 
 SIZE = 64 * MIB
@@ -26,7 +26,7 @@ def test_a_session_outlives_a_hung(victim: str) -> None:
     """The process is stopped (SIGSTOP) for good; within a seal a writer may wait for the lock that it holds."""
     with engine("--upload-rate", "24Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, SIZE)
         start = bytes(read_device(device, SIZE))
         with LoggedWriter(device, SIZE, seed=4) as writer:
             time.sleep(0.2)

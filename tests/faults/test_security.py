@@ -18,7 +18,7 @@ from driver.core.sizes import MIB
 from tests.engines import engine, run
 from tests.faults.test_deaths import senders
 from tests.faults.test_handover import wait_for
-from tests.oracle import LoggedWriter
+from tests.oracle import LoggedWriter, fill
 from tests.servers import ACCESS, credentials_file, rclone_server
 
 SECRET = "a-secret-that-must-not-be-seen-anywhere"
@@ -83,7 +83,7 @@ def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_error() -> None:
             made.repository(name, f"s3://{bucket}/p", endpoint=server.endpoint, region="us-east-1",
                             credentials=str(credentials))  # fmt: skip
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        fill(device, SIZE)
         told = []
         try:
             made.call("snapshot.create", volume="v", name="refused", repository="wrong")

@@ -20,8 +20,8 @@ from driver.core.errors import AlreadyExists, NotFound, StillframeError
 from driver.core.ids import snapshot_id
 from driver.core.sizes import MIB
 from driver.transfer import records
-from tests.engines import Engine, engine, run
-from tests.oracle import read_device
+from tests.engines import Engine, engine
+from tests.oracle import fill, read_device
 
 SIZE = 32 * MIB
 MOMENTS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
@@ -55,11 +55,6 @@ def broken_off(made: Engine, seconds: float, call: str, **arguments: Any) -> Non
     raise AssertionError(made.log.read_text())
 
 
-def fill(device: str) -> bytes:
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", f"count={SIZE // MIB}", "oflag=direct", "status=none")
-    return bytes(read_device(device, SIZE))
-
-
 def mounts_of(made: Engine) -> int:
     """FUSE mounts in the engine's mount namespace."""
     assert made.process is not None
@@ -71,7 +66,8 @@ def test_an_attach_that_was_broken_off_is_done_by_the_next(one: Engine) -> None:
     for moment in MOMENTS:
         broken_off(one, moment, "volume.attach", name="v")
         device = one.call("volume.attach", name="v")["device"]
-        content = fill(device)
+        fill(device, SIZE)
+        content = bytes(read_device(device, SIZE))
         assert read_device(device, SIZE) == content
         assert mounts_of(one) == 1
         one.call("volume.detach", name="v")
@@ -80,7 +76,8 @@ def test_an_attach_that_was_broken_off_is_done_by_the_next(one: Engine) -> None:
 
 def test_a_snapshot_that_was_broken_off_is_made_or_free_to_be_made(one: Engine) -> None:
     device = one.volume("v", SIZE)
-    content = fill(device)
+    fill(device, SIZE)
+    content = bytes(read_device(device, SIZE))
     for number, moment in enumerate(MOMENTS):
         broken_off(one, moment, "snapshot.create", volume="v", name=f"s{number}")
         deadline = time.monotonic() + 30
@@ -97,7 +94,7 @@ def test_a_snapshot_that_was_broken_off_is_made_or_free_to_be_made(one: Engine) 
 
 @pytest.mark.parametrize("moment", [0.3, 0.4, 0.5, 0.6])
 def test_a_snapshot_is_committed_whenever_the_service_dies(one: Engine, moment: float) -> None:
-    fill(one.volume("v", SIZE))
+    fill(one.volume("v", SIZE), SIZE)
     one.call("snapshot.create", volume="v", name="s")
     broken_off(one, moment, "engine.info")
     assert one.wait_snapshot("s")["state"] == "committed"
@@ -114,7 +111,7 @@ def rewrite(made: Engine, snapshot: str, **changes: Any) -> Path:
 
 def test_what_was_committed_but_not_noted_is_committed(one: Engine) -> None:
     """The engine died between the PUT of the manifest and its own record of it."""
-    fill(one.volume("v", SIZE))
+    fill(one.volume("v", SIZE), SIZE)
     one.call("snapshot.create", volume="v", name="s")
     one.wait_snapshot("s")
     one.kill()
@@ -125,7 +122,7 @@ def test_what_was_committed_but_not_noted_is_committed(one: Engine) -> None:
 
 
 def test_what_was_begun_but_never_answered_is_forgotten(one: Engine) -> None:
-    fill(one.volume("v", SIZE))
+    fill(one.volume("v", SIZE), SIZE)
     one.call("snapshot.create", volume="v", name="s")
     one.wait_snapshot("s")
     manifest = one.state.parent / "repository" / "snapshots" / snapshot_id("s") / "manifest.json"
@@ -146,7 +143,7 @@ def test_what_was_begun_but_never_answered_is_forgotten(one: Engine) -> None:
 
 def test_the_marker_of_a_session_that_is_not_taken_over_stays(one: Engine) -> None:
     """Garbage collection is about to fence it: with the marker away, it would not know of it."""
-    fill(one.volume("v", SIZE))
+    fill(one.volume("v", SIZE), SIZE)
     one.call("snapshot.create", volume="v", name="s")
     one.wait_snapshot("s")
     snapshots = one.state.parent / "repository" / "snapshots"
@@ -167,7 +164,7 @@ def test_a_lost_session_is_fenced(one: Engine) -> None:
     one.arguments = (*one.arguments, "--upload-rate", "1Mi")
     one.stop()
     one.start()
-    fill(one.volume("v", SIZE))
+    fill(one.volume("v", SIZE), SIZE)
     one.call("snapshot.create", volume="v", name="s")
     pending = one.state.parent / "repository" / "snapshots" / snapshot_id("s") / "pending.json"
     assert pending.exists()

@@ -18,7 +18,7 @@ from driver.core.sizes import MIB
 from driver.engine.settings import CANNOT_START
 from driver.host.cgroup import limited
 from tests.engines import Engine, engine, mounted, run
-from tests.oracle import LoggedWriter, read_device
+from tests.oracle import LoggedWriter, fill, read_device
 
 SIZE = 32 * MIB
 
@@ -200,7 +200,7 @@ def test_a_transfer_process_that_eats_memory_is_killed_alone() -> None:
         pytest.skip("control groups cannot be made here")
     with engine("--transfer-memory", str(256 * MIB), "--upload-rate", "8Mi") as made:
         device = made.volume("v", SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+        fill(device, SIZE)
         transfer = made.call("engine.info")["processes"]["transfer"]
         group = group_of(transfer)
         with LoggedWriter(device, SIZE, seed=10) as writer:

@@ -14,7 +14,7 @@ import pytest
 
 from driver.core.sizes import MIB
 from tests.engines import Engine, run
-from tests.oracle import read_device
+from tests.oracle import fill, read_device
 
 SIZE = 64 * MIB
 CLI = (sys.executable, "-m", "driver.cli.main")
@@ -72,7 +72,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
 def test_a_snapshot_outlives_the_transfer_supervisor_of_another_container(apart: Apart) -> None:
     assert apart.engine.call("engine.info")["processes"]["transfer"] == 0
     device = apart.engine.volume("v", SIZE)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", f"count={SIZE // MIB}", "oflag=direct", "status=none")
+    fill(device, SIZE)
     before = bytes(read_device(device, SIZE))
     apart.engine.call("snapshot.create", volume="v", name="s")
     run("dd", "if=/dev/zero", f"of={device}", "bs=1M", f"count={SIZE // MIB}", "oflag=direct", "status=none")

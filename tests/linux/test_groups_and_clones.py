@@ -18,7 +18,7 @@ from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgumen
 from driver.core.sizes import GIB, MIB
 from driver.host import disks
 from tests.engines import Engine, engine, run
-from tests.oracle import LoggedWriter, read_device, state_in
+from tests.oracle import LoggedWriter, fill, read_device, state_in
 from tests.soak.killer import children
 from tests.waiting import wait_until
 
@@ -86,7 +86,7 @@ def test_a_group_is_made_whole_or_not_at_all(one: Engine) -> None:
     one.start()
     device = one.volume("a", SIZE)
     one.volume("b", SIZE)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    fill(device, SIZE)
     one.call("snapshot.create", volume="a", name="busy")
     with pytest.raises(FailedPrecondition, match="busy"):
         one.call("snapshot.create_group", group="g", volumes=["b", "a"])
@@ -114,7 +114,7 @@ def wait_available(made: Engine, volume: str) -> None:
 
 def test_a_clone_is_the_volume_at_its_cut(one: Engine) -> None:
     device = one.volume("v", SIZE)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=20", "oflag=direct", "status=none")
+    fill(device, 20 * MIB)
     start = bytes(read_device(device, SIZE))
     with LoggedWriter(device, SIZE, seed=5) as writer:
         time.sleep(0.2)
@@ -134,7 +134,7 @@ def test_a_clone_is_the_volume_at_its_cut(one: Engine) -> None:
 def test_a_clone_outlives_its_processes() -> None:
     with engine("--upload-rate", "20Mi") as one:
         device = one.volume("v", 4 * SIZE)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+        fill(device, 4 * SIZE)
         content = read_device(device, 4 * SIZE)
         one.call("volume.clone", source="v", name="copy")
         for victim in ("transfer", "service", "transfer"):
@@ -151,7 +151,7 @@ def test_a_clone_that_loses_its_engine_is_gone(one: Engine) -> None:
     one.stop()
     one.start()
     device = one.volume("v", SIZE)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    fill(device, SIZE)
     job = one.call("volume.clone", source="v", name="copy")["restore_job"]
     one.kill()
     one.start()
@@ -207,7 +207,7 @@ def used_bytes(made: Engine) -> int:
 def test_thin_clones_share_blocks_where_the_file_system_can(on_xfs: Engine) -> None:
     """At one instant of a volume that is written and snapshotted meanwhile; afterwards neither sees the other's writes."""
     device = on_xfs.volume("v", 4 * SIZE, provisioning="thin")
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+    fill(device, 4 * SIZE)
     start = bytes(read_device(device, 4 * SIZE))
     with LoggedWriter(device, 4 * SIZE, seed=11) as writer:
         on_xfs.call("snapshot.create", volume="v", name="meanwhile")
@@ -264,7 +264,7 @@ def test_shared_blocks_are_of_one_instant_however_far_apart(on_xfs: Engine) -> N
 
 def test_thick_clones_have_blocks_of_their_own(on_xfs: Engine) -> None:
     device = on_xfs.volume("v", 4 * SIZE)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+    fill(device, 4 * SIZE)
     before = used_bytes(on_xfs)
     on_xfs.call("volume.clone", source="v", name="copy")
     wait_available(on_xfs, "copy")

@@ -15,7 +15,7 @@ import pytest
 from driver.core.errors import StillframeError
 from driver.core.sizes import CHUNK_BYTES, MIB
 from tests.engines import Engine, engine, run
-from tests.oracle import read_device
+from tests.oracle import fill, read_device
 from tests.waiting import wait_until
 
 SIZE = 64 * MIB
@@ -139,7 +139,7 @@ def test_what_a_snapshot_that_failed_did_not_save_is_in_the_next() -> None:
         volume = Volume(one, "data")
         volume.write(*range(0, CHUNKS, 8))
         volume.snapshot("first")
-        run("dd", "if=/dev/urandom", f"of={volume.device}", "bs=1M", "count=8", "oflag=direct", "status=none")
+        fill(volume.device, 8 * MIB)
         volume.content[: 8 * MIB] = read_device(volume.device, 8 * MIB)
         one.call("snapshot.create", volume="data", name="second")
         volume.write(CHUNKS - 1)
@@ -241,7 +241,7 @@ def test_state_files_say_what_is_trusted(one: Engine) -> None:
 def test_what_is_needed_of_a_mostly_dead_pack_is_sent_again(one: Engine) -> None:
     volume = Volume(one, "data", 16 * MIB)
     for name, count in (("first", 16), ("second", 14)):
-        run("dd", "if=/dev/urandom", f"of={volume.device}", "bs=1M", f"count={count}", "oflag=direct", "status=none")
+        fill(volume.device, count * MIB)
         volume.content[:] = read_device(volume.device, 16 * MIB)
         volume.snapshot(name)
     assert swept(volume.snapshot("third")) == 2 * MIB // CHUNK_BYTES

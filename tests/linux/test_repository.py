@@ -17,18 +17,14 @@ from driver.store import layout
 from driver.store.open import open_store
 from driver.store.retry import Policy
 from driver.transfer import collect, records
-from tests.engines import Engine, engine, run
-from tests.oracle import read_device
+from tests.engines import Engine, engine
+from tests.oracle import fill, read_device
 from tests.servers import S3Server, credentials_file, rclone_s3, versitygw
 
 __all__ = ["rclone_s3", "versitygw"]
 
 SIZE = 32 * MIB
 DAY = 24 * 3600
-
-
-def fill(device: str) -> None:
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
 
 
 def folder(made: Engine) -> Path:
@@ -73,11 +69,11 @@ def stillframe(made: Engine, *arguments: str, code: int = 0) -> str:
 def test_what_a_deleted_snapshot_left_goes_after_a_day_and_nothing_else() -> None:
     with engine() as made:
         device = made.volume("v", SIZE)
-        fill(device)
+        fill(device, SIZE)
         snapshot(made, "one")
         content = read_device(device, SIZE)
         packs = objects(made)
-        fill(device)
+        fill(device, SIZE)
         snapshot(made, "two")
         made.call("snapshot.delete", snapshot="two")
         assert gc(made)["removed"] == 0, "a deleted snapshot is kept for a day"
@@ -95,7 +91,7 @@ def test_what_a_deleted_snapshot_left_goes_after_a_day_and_nothing_else() -> Non
 
 def test_the_name_of_a_deleted_snapshot_is_taken_until_then() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "one")
         made.call("snapshot.delete", snapshot="one")
         with pytest.raises((AlreadyExists, FailedPrecondition)):
@@ -105,7 +101,7 @@ def test_the_name_of_a_deleted_snapshot_is_taken_until_then() -> None:
 def test_a_running_session_loses_nothing() -> None:
     with engine("--upload-rate", "8Mi") as made:
         device = made.volume("v", SIZE)
-        fill(device)
+        fill(device, SIZE)
         content = read_device(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         while not objects(made):
@@ -119,7 +115,7 @@ def test_a_running_session_loses_nothing() -> None:
 
 def test_a_session_that_died_is_fenced_and_what_it_left_goes() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "s")
         manifest = folder(made) / layout.manifest(snapshot_id("s"))
         manifest.unlink()  # as if its node had died before the commit
@@ -134,10 +130,10 @@ def test_a_session_that_died_is_fenced_and_what_it_left_goes() -> None:
 
 def test_a_check_names_what_is_missing_or_cut_short_and_whom_that_hurts() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "whole")
         before = objects(made)
-        fill(made.call("volume.show", name="v")["device"])
+        fill(made.call("volume.show", name="v")["device"], SIZE)
         snapshot(made, "hurt")
         found = job(made, "repository.check")
         assert (found["hurt"], found["orphans"]["objects"], found["objects"]) == ([], 0, len(objects(made)))
@@ -175,7 +171,7 @@ def damaged(made: Engine, path: Path, data: bytes) -> StillframeError:
 
 def test_bad_input_is_named_and_removes_nothing() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "s")
         (folder(made) / layout.pack(new_id(), new_id())).parent.mkdir(parents=True)
         key = layout.manifest(snapshot_id("s"))
@@ -197,9 +193,9 @@ def test_bad_input_is_named_and_removes_nothing() -> None:
 def test_a_lifecycle_rule_that_ate_objects_is_named_and_removes_nothing() -> None:
     with engine() as made:
         device = made.volume("v", SIZE)
-        fill(device)
+        fill(device, SIZE)
         snapshot(made, "s")
-        fill(device)
+        fill(device, SIZE)
         snapshot(made, "gone")
         made.call("snapshot.delete", snapshot="gone")
         age(made, 2)
@@ -216,7 +212,7 @@ def test_a_lifecycle_rule_that_ate_objects_is_named_and_removes_nothing() -> Non
 
 def test_a_store_whose_clock_went_back_is_named_and_removes_nothing() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "s")
         made.call("snapshot.delete", snapshot="s")
         age(made, 3)
@@ -233,7 +229,7 @@ def test_a_store_whose_clock_went_back_is_named_and_removes_nothing() -> None:
 
 def test_a_second_collection_gives_way_and_one_that_died_is_forgotten() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "s")
         other = folder(made) / layout.collection(new_id())
         other.parent.mkdir()
@@ -248,7 +244,7 @@ def test_a_second_collection_gives_way_and_one_that_died_is_forgotten() -> None:
 
 def test_a_folder_is_tidied() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "s")
         packs = next(iter(objects(made))).parent.parent / "packs"
         half = packs / ".new-half-written"
@@ -265,7 +261,7 @@ def test_a_folder_is_tidied() -> None:
 
 def test_figures_by_lineage() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
         snapshot(made, "one")
         found = job(made, "repository.stats")
         (lineage,) = found["lineages"].values()
@@ -292,12 +288,12 @@ def test_s3_with_and_without_conditional_puts(kind: str, request: pytest.Fixture
         url = f"s3://{bucket}/p"
         made.repository("s3", url, endpoint=server.endpoint, region="us-east-1", credentials=credentials)
         device = made.volume("v", SIZE)
-        fill(device)
+        fill(device, SIZE)
         content = read_device(device, SIZE)
         for name in ("kept", "gone"):
             made.call("snapshot.create", volume="v", name=name, repository="s3")
             assert made.wait_snapshot(name, repository="s3")["state"] == "committed"
-            fill(device)
+            fill(device, SIZE)
         made.call("snapshot.delete", snapshot="gone", repository="s3")
         assert job(made, "repository.check", repository="s3")["hurt"] == []
         if kind == "rclone_s3":
@@ -317,8 +313,8 @@ def test_s3_with_and_without_conditional_puts(kind: str, request: pytest.Fixture
 
 def test_pruning() -> None:
     with engine() as made:
-        fill(made.volume("v", SIZE))
-        fill(made.volume("other", SIZE))
+        fill(made.volume("v", SIZE), SIZE)
+        fill(made.volume("other", SIZE), SIZE)
         snapshot(made, "of-other", "other")
         for number in range(4):
             snapshot(made, f"s{number}")

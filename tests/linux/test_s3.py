@@ -9,7 +9,7 @@ import pytest
 from driver.core.errors import AccessDenied, NotFound, Unsupported
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine, run
-from tests.oracle import read_device
+from tests.oracle import fill, read_device
 from tests.servers import ACCESS, SECRET, S3Server, rclone_s3, versitygw
 
 __all__ = ["rclone_s3", "versitygw"]
@@ -31,10 +31,10 @@ def test_a_volume_goes_to_s3_and_comes_back(kind: str, request: pytest.FixtureRe
         add(made, "bucket", server, server.make_bucket())
         device = made.volume("v", 64 * MIB)
         run("mkfs.ext4", "-q", device)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=40", "seek=8", "oflag=direct", "status=none")
+        fill(device, 40 * MIB, 8 * MIB)
         content = read_device(device, 64 * MIB)
         made.call("snapshot.create", volume="v", name="s", repository="bucket")
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         shown = made.wait_snapshot("bucket:s")
         assert shown["state"] == "committed", shown
         assert shown["requests"] <= 64 // 16 + 1 + 16
@@ -51,7 +51,7 @@ def test_a_running_snapshot_is_only_deleted_where_that_is_safe(rclone_s3: S3Serv
     """Without conditional PUTs nothing could keep a session from committing after its deletion."""
     with engine("--upload-rate", "4Mi") as made:
         device = made.volume("v", 64 * MIB)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         add(made, "safe", versitygw, versitygw.make_bucket())
         made.call("snapshot.create", volume="v", name="first", repository="safe")
         made.call("snapshot.delete", snapshot="first", repository="safe")
@@ -79,13 +79,13 @@ def test_what_the_store_refuses_is_said_before_the_cut(versitygw: S3Server) -> N
 def test_a_store_that_goes_away_is_waited_for(versitygw: S3Server) -> None:
     with engine("--upload-rate", "16Mi") as made:
         device = made.volume("v", 64 * MIB)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         content = read_device(device, 64 * MIB)
         add(made, "bucket", versitygw, versitygw.make_bucket())
         made.call("snapshot.create", volume="v", name="s", repository="bucket")
         versitygw.stop()
         try:
-            run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+            fill(device, 64 * MIB)
             time.sleep(3)
         finally:
             versitygw.start()

@@ -10,7 +10,7 @@ import pytest
 from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError
 from driver.core.sizes import MIB, TIB
 from tests.engines import Engine, engine, mounted, run
-from tests.oracle import LoggedWriter, read_device, state_in
+from tests.oracle import LoggedWriter, fill, read_device, state_in
 from tests.waiting import wait_until
 
 SIZE = 48 * MIB
@@ -92,7 +92,7 @@ def test_a_file_system_is_restored_consistent(one: Engine) -> None:
 def test_several_volumes_are_snapshotted_at_once(one: Engine) -> None:
     devices = [one.volume(f"several-{number}", 16 * MIB) for number in range(3)]
     for number, device in enumerate(devices):
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=16", "oflag=direct", "status=none")
+        fill(device, 16 * MIB)
         one.call("snapshot.create", volume=f"several-{number}", name=f"several-{number}")
     for number, device in enumerate(devices):
         assert one.wait_snapshot(f"several-{number}")["state"] == "committed"
@@ -102,7 +102,7 @@ def test_several_volumes_are_snapshotted_at_once(one: Engine) -> None:
 
 def test_a_detached_volume_can_be_snapshotted_and_attached_meanwhile(one: Engine) -> None:
     device = one.volume("detached", 16 * MIB)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=16", "oflag=direct", "status=none")
+    fill(device, 16 * MIB)
     content = read_device(device, 16 * MIB)
     one.call("volume.detach", name="detached")
     one.call("snapshot.create", volume="detached", name="detached")
@@ -114,7 +114,7 @@ def test_a_detached_volume_can_be_snapshotted_and_attached_meanwhile(one: Engine
 
 def test_a_huge_sparse_volume_costs_what_it_holds(one: Engine) -> None:
     device = one.volume("sparse", 2 * TIB, provisioning="thin")
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=3", f"seek={TIB // MIB}", "oflag=direct", "status=none")
+    fill(device, 3 * MIB, TIB)
     one.call("snapshot.create", volume="sparse", name="sparse")
     shown = one.wait_snapshot("sparse")
     assert shown["state"] == "committed"
@@ -126,10 +126,10 @@ def test_a_huge_sparse_volume_costs_what_it_holds(one: Engine) -> None:
 
 def test_a_grown_volume_is_restored_larger(one: Engine) -> None:
     device = one.volume("larger", 16 * MIB)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=16", "oflag=direct", "status=none")
+    fill(device, 16 * MIB)
     one.call("snapshot.create", volume="larger", name="larger")
     one.call("volume.grow", name="larger", size_bytes=32 * MIB)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=16", "seek=16", "oflag=direct", "status=none")
+    fill(device, 16 * MIB, 16 * MIB)
     assert one.wait_snapshot("larger")["size_bytes"] == 16 * MIB
     restored = one.restore("larger", "larger-restored", size_bytes=64 * MIB)
     assert int(run("blockdev", "--getsize64", restored)) == 64 * MIB
@@ -162,7 +162,7 @@ def test_names_and_states_are_kept_apart(one: Engine) -> None:
 def test_one_session_a_volume_and_a_running_one_can_be_deleted() -> None:
     with engine("--upload-rate", "8Mi") as made:
         device = made.volume("busy", 64 * MIB)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         made.call("snapshot.create", volume="busy", name="first")
         with pytest.raises(FailedPrecondition, match="first"):
             made.call("snapshot.create", volume="busy", name="second")
@@ -178,7 +178,7 @@ def test_deleting_an_older_snapshot_leaves_the_running_one_alone() -> None:
         device = made.volume("v", 64 * MIB)
         made.call("snapshot.create", volume="v", name="old")
         made.wait_snapshot("old")
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         running = made.call("snapshot.create", volume="v", name="new")["id"]
         made.call("snapshot.delete", snapshot="old")
         assert made.call("volume.show", name="v")["snapshot_in_progress"] == running
@@ -190,7 +190,7 @@ def test_deleting_an_older_snapshot_leaves_the_running_one_alone() -> None:
 def test_a_full_buffer_fails_the_snapshot_and_never_the_volume() -> None:
     with engine("--session-memory", "32Mi", "--spill", "1Mi", "--upload-rate", "1Mi") as made:
         device = made.volume("full", 128 * MIB)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=128", "oflag=direct", "status=none")
+        fill(device, 128 * MIB)
         made.call("snapshot.create", volume="full", name="full", on_buffer_full="fail")
         run("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bs=4k",
             "--size=128m", "--verify=crc32c", "--verify_fatal=1",
@@ -205,10 +205,10 @@ def test_a_full_buffer_fails_the_snapshot_and_never_the_volume() -> None:
 def test_a_spilled_session_is_exact() -> None:
     with engine("--session-memory", "32Mi", "--spill", "256Mi", "--upload-rate", "16Mi") as made:
         device = made.volume("spill", 96 * MIB)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=96", "oflag=direct", "status=none")
+        fill(device, 96 * MIB)
         content = read_device(device, 96 * MIB)
         made.call("snapshot.create", volume="spill", name="spill")
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=96", "oflag=direct", "status=none")
+        fill(device, 96 * MIB)
         shown = made.wait_snapshot("spill")
         assert shown["state"] == "committed", shown
         assert shown["session"]["throttled"] > 0
@@ -219,7 +219,7 @@ def test_the_node_cap_refuses_a_session_too_many() -> None:
     with engine("--node-memory", "48Mi", "--session-memory", "48Mi", "--upload-rate", "1Mi") as made:
         for name in ("a", "b"):
             device = made.volume(name, 32 * MIB)
-            run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+            fill(device, 32 * MIB)
         made.call("snapshot.create", volume="a", name="a")
         with pytest.raises(FailedPrecondition, match="running snapshots hold"):
             made.call("snapshot.create", volume="b", name="b")
@@ -234,7 +234,7 @@ def test_sessions_share_the_node_cap_fairly() -> None:
 
         for name in ("a", "b"):
             device = made.volume(name, 96 * MIB)
-            run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=96", "oflag=direct", "status=none")
+            fill(device, 96 * MIB)
         made.call("snapshot.create", volume="a", name="a")
         wait_until(lambda: 95 * MIB <= budget("a") <= 96 * MIB)
         made.call("snapshot.create", volume="b", name="b")

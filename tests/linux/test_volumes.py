@@ -15,6 +15,7 @@ from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgumen
 from driver.core.sizes import CHUNK_BYTES, MIB, TIB, VOLUME_BYTES_MAX
 from driver.host import loop
 from tests.engines import Engine, engine, mounted, run
+from tests.oracle import fill
 
 FIO = ("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--verify=crc32c", "--verify_fatal=1", "--minimal",
        "--verify_state_save=0")  # fmt: skip
@@ -61,7 +62,7 @@ def test_a_thick_volume_stays_thick_when_it_is_discarded(one: Engine) -> None:
 
 def test_a_thin_volume_gives_back_what_is_discarded(one: Engine) -> None:
     device = one.volume("thin", 64 * MIB, provisioning="thin")
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    fill(device, 32 * MIB)
     assert one.call("volume.show", name="thin")["allocated_bytes"] >= 32 * MIB
     run("blkdiscard", "-f", device)
     assert one.call("volume.show", name="thin")["allocated_bytes"] < MIB
@@ -70,8 +71,7 @@ def test_a_thin_volume_gives_back_what_is_discarded(one: Engine) -> None:
 def test_the_largest_volume_can_be_made_and_used(one: Engine) -> None:
     device = one.volume("largest", 8 * TIB, provisioning="thin")
     assert int(run("blockdev", "--getsize64", device)) == 8 * TIB
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=64k", "count=1", f"seek={8 * TIB // CHUNK_BYTES - 1}",
-        "oflag=direct", "status=none")  # fmt: skip
+    fill(device, CHUNK_BYTES, 8 * TIB - CHUNK_BYTES)
     with pytest.raises(InvalidArgument, match="too large"):
         one.call("volume.create", name="larger", size_bytes=VOLUME_BYTES_MAX + 1)
 
@@ -135,7 +135,7 @@ def test_a_volume_in_use_is_neither_detached_nor_deleted(one: Engine) -> None:
 def test_volumes_are_there_after_a_stop_and_after_a_kill() -> None:
     with engine() as made:
         device = made.volume("kept", 16 * MIB)
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=16", "oflag=direct", "status=none")
+        fill(device, 16 * MIB)
         digest = run("sha256sum", device).split()[0]
         made.stop()
         assert str(made.state) not in run("losetup", "--all", "--noheadings", "--output", "BACK-FILE")

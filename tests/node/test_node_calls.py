@@ -22,6 +22,7 @@ from driver.host import mountinfo
 from driver.node.here import Here, NodeEngine
 from driver.node.metrics import Engine as Figures
 from tests.engines import Engine, engine, run
+from tests.oracle import fill
 from tests.plugins import MODE, Plugin, block_capability, mount_capability, plugin
 
 SIZE = 64 * MIB
@@ -83,7 +84,7 @@ def test_a_raw_block_volume(one: Plugin) -> None:
     one.stage(volume, block_capability())
     for _ in range(2):
         target = one.publish(volume, "pod-raw", block_capability())
-    run("dd", "if=/dev/urandom", f"of={target}", "bs=1M", "count=8", "oflag=direct", "status=none")
+    fill(target, 8 * MIB)
     assert run("blockdev", "--getsize64", str(target)).strip() == str(SIZE)
     stats = one.node.NodeGetVolumeStats(csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume, volume_path=str(target)))
     assert [(usage.total, usage.unit) for usage in stats.usage] == [(SIZE, csi_pb2.VolumeUsage.BYTES)]
@@ -112,7 +113,7 @@ def test_what_is_on_a_disk_is_never_formatted_over(one: Plugin) -> None:
     volume = one.create("data", 5 * SIZE)
     number = volume.rpartition(":")[2]
     device = one.engine.call("volume.attach", name=number)["device"]
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+    fill(device, SIZE)
     content = Path(device).read_bytes()
     assert "not formatted over" in fails("FAILED_PRECONDITION", lambda: one.stage(volume))
     assert Path(device).read_bytes() == content

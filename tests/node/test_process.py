@@ -25,8 +25,9 @@ from driver.core.sizes import MIB
 from driver.rpc.tls import NODE_NAME
 from tests.apiserver import free_port, wait_until
 from tests.controller.test_tls import certificates, lay_out, now
-from tests.engines import Engine, engine, run
+from tests.engines import Engine, engine
 from tests.metrics import check_served
+from tests.oracle import fill
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
 
 
@@ -157,9 +158,9 @@ def test_metrics_tell_of_a_session_while_it_runs() -> None:
     with engine("--upload-rate", "8Mi") as slow, plugin(slow, "--http", "0") as one:
         volume = one.create("busy", 64 * MIB, block_capability())
         device = slow.call("volume.attach", name="busy")["device"]
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=64", "oflag=direct", "status=none")
+        fill(device, 64 * MIB)
         one.controller.CreateSnapshot(csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="busy-1"))
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=64k", "seek=960", "count=64", "oflag=direct", "status=none")
+        fill(device, 4 * MIB, 60 * MIB)
         _, text = fetch(one, "/metrics")
         of = {"volume": "busy", "snapshot": "busy-1"}
         states = {
@@ -188,7 +189,7 @@ def test_metrics_tell_what_happened(made: Engine) -> None:
     with plugin(made, "--http", "0") as one:
         volume = one.create("measured", 16 * MIB, block_capability())
         device = made.call("volume.attach", name="measured")["device"]
-        run("dd", "if=/dev/urandom", f"of={device}", "bs=256k", "count=64", "oflag=direct", "status=none")
+        fill(device, 16 * MIB)
         one.snapshot(volume, "measured-1")
         _, text = fetch(one, "/metrics")
         assert value(text, "stillframe_engine_up") == 1

@@ -19,8 +19,8 @@ from driver.node.here import Here, NodeEngine
 from driver.node.work import work
 from driver.rpc.names import TOPOLOGY_KEY
 from driver.rpc.progress import Kind, Stage
-from tests.engines import engine, run
-from tests.oracle import read_device
+from tests.engines import engine
+from tests.oracle import fill, read_device
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
 from tests.servers import credentials_file
 from tests.waiting import wait_until
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused_with_the_right_code(one: Plugin) -> None:
 def test_a_snapshot_becomes_a_volume(one: Plugin) -> None:
     volume = one.create("origin", SIZE, block_capability())
     device = attached(one, volume)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    fill(device, SIZE)
     snapshot = one.snapshot(volume, "origin-1")
     assert (snapshot.source_volume_id, snapshot.size_bytes) == (volume, SIZE)
     assert abs(snapshot.creation_time.seconds - time.time()) < 60
@@ -122,7 +122,7 @@ def test_a_snapshot_becomes_a_volume(one: Plugin) -> None:
 
 def test_a_restore_outlives_the_calls_that_wait_for_it(one: Plugin) -> None:
     volume = one.create("slow", 8 * SIZE, block_capability())
-    run("dd", "if=/dev/urandom", f"of={attached(one, volume)}", "bs=1M", "count=256", "oflag=direct", "status=none")
+    fill(attached(one, volume), 8 * SIZE)
     snapshot = one.snapshot(volume, "slow-1")
     request = csi_pb2.CreateVolumeRequest(
         name="patient", volume_capabilities=[block_capability()],
@@ -147,7 +147,7 @@ def test_a_restore_outlives_the_calls_that_wait_for_it(one: Plugin) -> None:
 def test_a_volume_becomes_another(one: Plugin) -> None:
     volume = one.create("parent", SIZE, block_capability())
     device = attached(one, volume)
-    run("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=32", "oflag=direct", "status=none")
+    fill(device, SIZE)
     source = csi_pb2.VolumeContentSource(volume=csi_pb2.VolumeContentSource.VolumeSource(volume_id=volume))
     made = one.create("child", SIZE, block_capability(), volume_content_source=source)
     assert read_device(attached(one, made), SIZE) == read_device(device, SIZE)
@@ -188,7 +188,7 @@ def test_a_group_is_cut_and_deleted_as_one(one: Plugin) -> None:
 def test_a_second_snapshot_of_a_busy_volume_is_no_aborted_call(one: Plugin) -> None:
     """ABORTED and its like make a VolumeSnapshot undeletable."""
     volume = one.create("busy", 8 * SIZE, block_capability())
-    run("dd", "if=/dev/urandom", f"of={attached(one, volume)}", "bs=1M", "count=256", "oflag=direct", "status=none")
+    fill(attached(one, volume), 8 * SIZE)
     one.controller.CreateSnapshot(csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="busy-1"))
     second = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="busy-2")
     assert code(one.controller.CreateSnapshot, second) is grpc.StatusCode.FAILED_PRECONDITION
@@ -201,7 +201,7 @@ def test_a_second_snapshot_of_a_busy_volume_is_no_aborted_call(one: Plugin) -> N
 def uploading(one: Plugin, name: str) -> str:
     """A volume whose snapshot `<name>-1` takes a while."""
     volume = one.create(name, 8 * SIZE, block_capability())
-    run("dd", "if=/dev/urandom", f"of={attached(one, volume)}", "bs=1M", "count=256", "oflag=direct", "status=none")
+    fill(attached(one, volume), 8 * SIZE)
     answer = one.controller.CreateSnapshot(csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=f"{name}-1")).snapshot
     assert not answer.ready_to_use
     return volume
