@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,9 +15,10 @@ from driver.core.errors import StillframeError
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine
 from tests.oracle import LoggedWriter, fill, read_device, state_in
+from tests.soak.killer import children
 from tests.waiting import wait_until
 
-SIZE = 64 * MIB
+SIZE = 32 * MIB
 
 
 def kill(pid: int) -> None:
@@ -30,9 +31,7 @@ def kill(pid: int) -> None:
 
 def senders(made: Engine) -> list[int]:
     """The pids of the transfer jobs of this engine."""
-    transfer = made.call("engine.info")["processes"]["transfer"]
-    listed = subprocess.run(["pgrep", "-P", str(transfer)], capture_output=True, text=True, check=False).stdout
-    return [int(pid) for pid in listed.split()]
+    return children(made.call("engine.info")["processes"]["transfer"])
 
 
 VICTIMS: dict[str, Callable[[Engine], list[int]]] = {
@@ -74,14 +73,15 @@ def test_a_session_outlives(victim: str) -> None:
         assert k is not None
 
 
-def wait(made: Engine) -> dict[str, object]:
+def wait(made: Engine, snapshot: str = "s") -> dict[str, Any]:
     """As `wait_snapshot`, with an engine service that may be starting."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
+
+    def ended() -> dict[str, Any] | None:
         with contextlib.suppress(StillframeError, OSError):
-            return made.wait_snapshot("s")
-        time.sleep(0.1)
-    raise AssertionError(made.log.read_text())
+            return made.wait_snapshot(snapshot)
+        return None
+
+    return wait_until(ended, 90, made.log.read_text)
 
 
 def test_acknowledged_writes_survive_a_volume_process_at_any_moment() -> None:
@@ -152,7 +152,7 @@ def test_a_sweeper_that_cannot_live_fails_its_snapshot_and_no_device() -> None:
 
 def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
     """The volume process is given up; what was written until then is snapshotted all the same."""
-    with engine("--upload-rate", "16Mi") as made:
+    with engine("--upload-rate", "8Mi") as made:
         device = made.volume("v", SIZE)
         fill(device, SIZE)
         content = read_device(device, SIZE)

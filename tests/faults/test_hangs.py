@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import time
-
-import pytest
+from dataclasses import dataclass
 
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine
 from tests.faults.test_deaths import senders, wait
 from tests.oracle import LoggedWriter, fill, read_device, state_in
 from tests.soak.killer import stop_within_seal
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 
 
-def sweeper(made: Engine) -> int:
-    return next(pid for key, pid in made.processes("v").items() if key.startswith("sweep"))
+@dataclass(frozen=True)
+class Session:
+    """A snapshot in the making of a volume of the same name, which is written: the cut is between two of its writes."""
+
+    name: str
+    start: bytes
+    writer: LoggedWriter
+    first: int
+    last: int
 
 
-@pytest.mark.parametrize("victim", ["sweeper", "sweeper within a seal", "sender"])
-def test_a_session_outlives_a_hung(victim: str) -> None:
-    """The process is stopped (SIGSTOP) for good; within a seal a writer may wait for the lock that it holds."""
+def begin(made: Engine, writing: contextlib.ExitStack, name: str) -> Session:
+    """Returns when it has sealed something."""
+    device = made.volume(name, SIZE)
+    fill(device, SIZE)
+    start = bytes(read_device(device, SIZE))
+    writer = writing.enter_context(LoggedWriter(device, SIZE, seed=len(name)))
+    wait_until(lambda: writer.acknowledged > 50)
+    first = writer.acknowledged
+    made.call("snapshot.create", volume=name, name=name)
+    last = writer.begun
+    wait_until(lambda: made.call("snapshot.show", snapshot=name)["session"]["swept_bytes"])
+    return Session(name, start, writer, first, last)
+
+
+def sweeper(made: Engine, volume: str) -> int:
+    return next(pid for key, pid in made.processes(volume).items() if key.startswith("sweep"))
+
+
+def test_sessions_outlive_what_hangs() -> None:
+    """A sender, a sweeper, and one within a seal, for whose lock a writer may wait, are stopped (SIGSTOP) for good."""
     with engine("--upload-rate", "24Mi") as made:
-        device = made.volume("v", SIZE)
-        fill(device, SIZE)
-        start = bytes(read_device(device, SIZE))
-        with LoggedWriter(device, SIZE, seed=4) as writer:
-            time.sleep(0.2)
-            first = writer.acknowledged
-            made.call("snapshot.create", volume="v", name="s")
-            last = writer.begun
-            time.sleep(0.8)  # the sender is there
-            hung = senders(made)[0] if victim == "sender" else sweeper(made)
-            if victim == "sweeper within a seal":
-                assert stop_within_seal(hung)
-            else:
-                os.kill(hung, signal.SIGSTOP)
-            shown = wait(made)
-        assert shown["state"] == "committed", shown
-        assert not os.path.exists(f"/proc/{hung}"), "it was replaced"
-        k = state_in(read_device(made.restore("s", "restored"), SIZE), start, writer.log, first, last)
-        assert k is not None
+        with contextlib.ExitStack() as writing:
+            sessions = [begin(made, writing, "sender")]
+            (sender,) = wait_until(lambda: senders(made))
+            os.kill(sender, signal.SIGSTOP)
+            sessions.append(begin(made, writing, "sweeper"))
+            os.kill(sweeping := sweeper(made, "sweeper"), signal.SIGSTOP)
+            sessions.append(begin(made, writing, "seal"))
+            assert stop_within_seal(sealing := sweeper(made, "seal"))
+            for session in sessions:
+                assert wait(made, session.name)["state"] == "committed"
+        assert not any(os.path.exists(f"/proc/{hung}") for hung in (sender, sweeping, sealing)), "they were replaced"
+        for session in sessions:
+            image = read_device(made.restore(session.name, f"{session.name}-restored"), SIZE)
+            assert state_in(image, session.start, session.writer.log, session.first, session.last) is not None
