@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from driver.core import messages
 from driver.core.errors import StillframeError
 from driver.host import loop
+from tests.waiting import wait_until
 
 
 class Engine:
@@ -44,15 +44,16 @@ class Engine:
     def wait_ready(self) -> Engine:
         """Until this engine's service answers."""
         assert self.process is not None
-        deadline = time.monotonic() + 20
-        while True:
+        process = self.process
+
+        def is_ready() -> bool:
+            assert process.poll() is None, self.log.read_text()
             with contextlib.suppress(OSError, StillframeError):
-                of = self.call("engine.info")["keeper"]
-                if of == self.process.pid and self.listens("transfer.sock"):
-                    return self
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+                return self.call("engine.info")["keeper"] == process.pid and self.listens("transfer.sock")
+            return False
+
+        wait_until(is_ready, told=self.log.read_text)
+        return self
 
     def take_over(self) -> int:
         """Start a second engine in the place of the one that runs: the exit code of the first."""
@@ -81,13 +82,12 @@ class Engine:
 
     def wait_snapshot(self, snapshot: str, seconds: float = 120, **arguments: Any) -> dict[str, Any]:
         """The snapshot's description once it is no longer uploading."""
-        deadline = time.monotonic() + seconds
-        while True:
+
+        def ended() -> dict[str, Any] | None:
             shown = self.call("snapshot.show", snapshot=snapshot, **arguments)
-            if shown["state"] != "uploading":
-                return shown
-            assert time.monotonic() < deadline, f"still uploading: {shown}\n{self.log.read_text()}"
-            time.sleep(0.02)
+            return shown if shown["state"] != "uploading" else None
+
+        return wait_until(ended, seconds, self.log.read_text)
 
     def wait_job(self, job: str) -> dict[str, Any]:
         status = self.call("job.status", job=job, wait_seconds=10)
@@ -113,10 +113,7 @@ class Engine:
         self.process.kill()
         self.process.wait(10)
         self.process = None
-        deadline = time.monotonic() + 10
-        while self.listens("engine.sock"):
-            assert time.monotonic() < deadline, "the engine's service outlived its keeper"
-            time.sleep(0.01)
+        wait_until(lambda: not self.listens("engine.sock"), told=lambda: "the engine's service outlived its keeper")
 
     def listens(self, name: str) -> bool:
         """Whether somebody listens there: the file stays when its maker is killed."""

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
+
+from tests.waiting import wait_until
 
 ACCESS = "stillframe-test"
 SECRET = "not-a-real-secret"
@@ -50,15 +51,12 @@ class S3Server:
         """Start it, or start it again, and wait until it accepts connections."""
         arguments = [part.format(address=f"{self.host}:{self.port}", root=self.root) for part in self.command]
         self.process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection((self.host, self.port), 1).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
-                time.sleep(0.02)
+        wait_until(self._is_there)
+
+    def _is_there(self) -> bool:
+        assert self.process is not None and self.process.poll() is None, f"{self.command[0]} ended"
+        with socket.socket() as probe:
+            return probe.connect_ex((self.host, self.port)) == 0
 
     def stop(self) -> None:
         if self.process is not None:

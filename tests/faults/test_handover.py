@@ -23,6 +23,7 @@ from tests.apiserver import wait_until
 from tests.engines import Engine, engine
 from tests.faults.stops import engine_that_stops
 from tests.oracle import LoggedWriter, fill, read_device, state_in
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,10 +102,7 @@ def test_a_version_that_cannot_be_continued_leaves_the_old_one_at_work(change: s
 
 def wait_for(made: Engine) -> None:
     """Until the service answers, which the old keeper has started again."""
-    deadline = time.monotonic() + 20
-    while not made.listens("engine.sock"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: made.listens("engine.sock"))
 
 
 def test_who_asks_in_another_version_is_told_so_and_disturbs_nobody() -> None:

@@ -20,6 +20,7 @@ from tests.faults.test_deaths import senders
 from tests.faults.test_handover import wait_for
 from tests.oracle import LoggedWriter, fill
 from tests.servers import ACCESS, credentials_file, rclone_server
+from tests.waiting import wait_until
 
 SECRET = "a-secret-that-must-not-be-seen-anywhere"
 SIZE = 32 * MIB
@@ -126,10 +127,8 @@ def dumped_core(folder: Path, *command: str, ready: str) -> bool:
             ["prlimit", "--core=unlimited:unlimited", "--", *command], stdout=output, stderr=output,
             stdin=subprocess.DEVNULL, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while ready not in log.read_text() and not list(folder.rglob(ready)):
-        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
-        time.sleep(0.05)
+    wait_until(lambda: ready in log.read_text() or list(folder.rglob(ready)) or process.poll() is not None)
+    assert process.poll() is None, log.read_text()
     os.kill(process.pid, signal.SIGQUIT)
     _, status = os.waitpid(process.pid, 0)
     process.returncode = -signal.SIGQUIT
@@ -195,7 +194,5 @@ def test_a_silent_peer_keeps_nothing_from_being_started_again() -> None:
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.2)
-            count, deadline = writer.acknowledged, time.monotonic() + 20
-            while writer.acknowledged == count:
-                assert time.monotonic() < deadline, "the keeper waits for a peer that says nothing"
-                time.sleep(0.05)
+            count = writer.acknowledged
+            wait_until(lambda: writer.acknowledged > count, told=lambda: "the keeper waits for a peer that says nothing")

@@ -22,6 +22,7 @@ from driver.core.sizes import MIB
 from driver.transfer import records
 from tests.engines import Engine, engine
 from tests.oracle import fill, read_device
+from tests.waiting import wait_until
 
 SIZE = 32 * MIB
 MOMENTS = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12)
@@ -46,13 +47,7 @@ def broken_off(made: Engine, seconds: float, call: str, **arguments: Any) -> Non
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     asking.join()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with contextlib.suppress(StillframeError, OSError):
-            if made.call("engine.info")["pid"] != pid:
-                return
-        time.sleep(0.02)
-    raise AssertionError(made.log.read_text())
+    wait_until(lambda: made.wait_ready().call("engine.info")["pid"] != pid)
 
 
 def mounts_of(made: Engine) -> int:
@@ -80,16 +75,16 @@ def test_a_snapshot_that_was_broken_off_is_made_or_free_to_be_made(one: Engine) 
     content = bytes(read_device(device, SIZE))
     for number, moment in enumerate(MOMENTS):
         broken_off(one, moment, "snapshot.create", volume="v", name=f"s{number}")
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                one.call("snapshot.create", volume="v", name=f"s{number}")
-                break
-            except StillframeError as error:  # the broken one is being cleaned away
-                assert time.monotonic() < deadline, error
-                time.sleep(0.1)
+        wait_until(lambda: is_begun(one, f"s{number}"), told=one.log.read_text)  # noqa: B023
         assert one.wait_snapshot(f"s{number}")["state"] == "committed"
     assert read_device(one.restore(f"s{len(MOMENTS) - 1}", "restored"), SIZE) == content
+
+
+def is_begun(made: Engine, snapshot: str) -> bool:
+    """Not while one that was broken off is being cleaned away."""
+    with contextlib.suppress(StillframeError):
+        return bool(made.call("snapshot.create", volume="v", name=snapshot))
+    return False
 
 
 @pytest.mark.parametrize("moment", [0.3, 0.4, 0.5, 0.6])
@@ -130,14 +125,15 @@ def test_what_was_begun_but_never_answered_is_forgotten(one: Engine) -> None:
     rewrite(one, "s", state="preparing")
     manifest.unlink()
     one.start()
-    deadline = time.monotonic() + 20
-    while True:
+
+    def is_forgotten() -> bool:
         try:
             assert one.call("snapshot.show", snapshot="s")["state"] == "uploading"
         except NotFound:
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+            return True
+        return False
+
+    wait_until(is_forgotten)
     assert not (manifest.parent / "pending.json").exists()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from driver.core.sizes import MIB
 from tests.engines import Engine, run
 from tests.oracle import fill, read_device
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 CLI = (sys.executable, "-m", "driver.cli.main")
@@ -43,13 +42,7 @@ class Apart:
 
     def start_engine(self) -> None:
         self.engine.process = self.start("run", "--without-transfer", "--grace", "2", "--upload-rate", "8Mi")
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(OSError):
-                self.engine.call("engine.info")
-                return
-            assert time.monotonic() < deadline, self.engine.log.read_text()
-            time.sleep(0.05)
+        wait_until(lambda: self.engine.listens("engine.sock"), told=self.engine.log.read_text)
 
     def kill_transfer(self) -> None:
         assert self.transfer is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from driver.transfer import records
 from tests.engines import Engine, engine
 from tests.linux.test_incremental import CHUNKS, Volume, check, swept
 from tests.oracle import read_device
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -45,10 +45,7 @@ def crash(one: Engine) -> None:
 def kill_service(one: Engine) -> None:
     pid = one.call("engine.info")["pid"]
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while one.wait_ready().call("engine.info")["pid"] == pid:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: one.wait_ready().call("engine.info")["pid"] != pid)
 
 
 def snapshot_into(repository: str, volume: Volume, name: str) -> dict[str, Any]:
@@ -178,10 +175,7 @@ def test_a_restore_ends_although_it_cannot_be_noted_that_nothing_changed(one: En
     begun = one.call("snapshot.restore", snapshot="first", volume="again")
     note = one.state / "volumes" / begun["volume"]["id"] / "changes"
     note.symlink_to(note.name)  # ELOOP, in the place of a full disk
-    deadline = time.monotonic() + 30
-    while one.call("volume.show", name="again")["state"] != "available":
-        assert time.monotonic() < deadline, one.log.read_text()
-        time.sleep(0.05)
+    wait_until(lambda: one.call("volume.show", name="again")["state"] == "available", told=one.log.read_text)
     volume.name = "again"
     volume.attach()
     volume.write(1)

@@ -159,10 +159,12 @@ def test_a_volume_becomes_another(one: Plugin) -> None:
 def test_a_group_is_cut_and_deleted_as_one(one: Plugin) -> None:
     volumes = [one.create(f"member-{number}", SIZE) for number in range(3)]
     request = csi_pb2.CreateVolumeGroupSnapshotRequest(name="group", source_volume_ids=volumes)
-    deadline = time.monotonic() + 60
-    while not (group := one.groups.CreateVolumeGroupSnapshot(request).group_snapshot).ready_to_use:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def ready() -> csi_pb2.VolumeGroupSnapshot | None:
+        made: csi_pb2.VolumeGroupSnapshot = one.groups.CreateVolumeGroupSnapshot(request).group_snapshot
+        return made if made.ready_to_use else None
+
+    group = wait_until(ready, 60)
     assert {item.source_volume_id for item in group.snapshots} == set(volumes)
     assert {item.creation_time.ToNanoseconds() for item in group.snapshots} == {group.creation_time.ToNanoseconds()}
     assert {item.group_snapshot_id for item in group.snapshots} == {group.group_snapshot_id}
@@ -238,15 +240,15 @@ def test_a_snapshot_that_failed_stays_failed_and_says_why(one: Plugin) -> None:
     disk = one.engine.state / "volumes" / volume.rpartition(":")[2] / "disk"
     os.truncate(disk, MIB)
     ask = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="failing-1")
-    deadline = time.monotonic() + 30
-    while True:
+
+    def failed() -> Any:
         try:
             assert not one.controller.CreateSnapshot(ask).snapshot.ready_to_use
         except grpc.RpcError as error:
-            failure = error
-            break
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+            return error
+        return None
+
+    failure = wait_until(failed)
     for _ in range(2):
         assert failure.code() is grpc.StatusCode.INTERNAL
         assert "disk" in str(failure.details())
@@ -344,10 +346,7 @@ def test_many_calls_at_once_leave_no_orphan() -> None:
 
         with concurrent.futures.ThreadPoolExecutor(50) as pool:
             list(pool.map(work, range(50)))
-        deadline = time.monotonic() + 60
-        while any(item["state"] == "uploading" for item in made.call("snapshot.list")["snapshots"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: not any(item["state"] == "uploading" for item in made.call("snapshot.list")["snapshots"]), 60)
         listed = {entry.snapshot.snapshot_id.rpartition(":")[2]
                   for entry in running.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest()).entries}  # fmt: skip
         repository = made.state.parent / "repository" / "snapshots"

@@ -7,7 +7,6 @@ import select
 import socket
 import struct
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from driver.host import disks
 from driver.host.locks import RecordLocks
 from driver.volume import process, session
 from driver.volume.layout import HEADER_WORD, LOCK_SLOTS, OnFull, Shared, SlotWord, Word, create_memory
+from tests.waiting import wait_until
 
 SIZE = MIB
 THREADS, SPARES = 1, 2
@@ -93,10 +93,7 @@ def test_reads_pass_a_parked_write(volume: Volume, monkeypatch: pytest.MonkeyPat
     assert volume.answer() == (20, 0)
     volume.kernel.send(request(Op.FSYNC, 21, 0))
     assert volume.answer() == (21, 0)
-    deadline = time.monotonic() + 20
-    while volume.taken() > SPARES:  # an answer comes before its slot is free
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: volume.taken() <= SPARES)  # an answer comes before its slot is free
     assert volume.taken() == SPARES
     assert not any(volume.shared.slot_words(number)[SlotWord.ADMITTED] for number in range(THREADS + SPARES))
 
