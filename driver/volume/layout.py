@@ -74,7 +74,7 @@ LOCK_CHUNKS: Final = 1 << 40
 LOCK_GATE: Final = 1 << 41
 """Held by whoever cuts or ends a session; a closed gate without a holder is open."""
 LOCK_PREIMAGES: Final = LOCK_GATE + 1
-"""Guards the change of `owners` from FREE, and the words USED, PEAK and MEMORY_TOP."""
+"""Guards the change of `owners` from FREE, and the words USED, PEAK, SPILL_USED, MEMORY_LIMIT and MEMORY_TOP."""
 LOCK_SESSION: Final = LOCK_GATE + 2
 """Held by whoever begins or ends a session, from first to last: one does not clear what the other has begun."""
 LOCK_SPILL: Final = LOCK_GATE + 3
