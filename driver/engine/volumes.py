@@ -35,7 +35,7 @@ def base_name(base: Mapping[str, str]) -> str:
 
 
 class Volumes:
-    """Creates, attaches, grows, detaches and deletes. `in_session` tells the id of a volume's running session."""
+    """Creates, attaches, grows, detaches and deletes; knows which session a volume is in. Any thread."""
 
     def __init__(self, folder: Folder, settings: Settings, keeper: KeeperClient, engine_id: str) -> None:
         self._folder = folder

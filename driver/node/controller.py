@@ -1,4 +1,4 @@
-"""CSI Controller of one node: what it can do. The calls stand in `volumes`, `snapshots` and `health`."""
+"""CSI Controller of one node: what it can do. The calls stand in `volumes`, `snapshots` and `conditions`."""
 
 from __future__ import annotations
 
