@@ -92,7 +92,10 @@ class Range:
 
 
 def parse_head(message: memoryview | bytes) -> Head:
-    """The header at the start of `message`, at least 40 bytes. Raises Unsupported if its length cannot be."""
+    """The header at the start of `message`, at least 40 bytes. Raises Unsupported if its length cannot be.
+
+    This and `parse_io` are for simple servers, as in tests: a volume process reads the words in its slots themselves.
+    """
     length, opcode, unique, *_ = _IN_HEADER.unpack_from(message)
     if length < IN_HEADER_BYTES:
         raise Unsupported(f"the kernel sent a FUSE request of {length} bytes")

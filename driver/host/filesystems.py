@@ -22,7 +22,6 @@ from driver.host.superblocks import HEAD_BYTES, PLACE_BYTES, Sizes
 SUPPORTED: Final = ("ext4", "xfs")
 XFS_BYTES_MIN: Final = 300 * MIB
 """mkfs.xfs refuses below (mkfs/xfs_mkfs.c, validate_supported)."""
-LABEL_BYTES_MAX: Final = {"ext4": 16, "xfs": 12}
 PARTITION_TABLE: Final = "partition table"
 
 _LOOKED_AT_BYTES: Final = MIB
@@ -51,7 +50,7 @@ def what_is_on(device: str) -> str | None:
     return found
 
 
-def make(device: str, fstype: str, options: Sequence[str] = (), label: str = "", *, may_reformat: bool = False) -> None:
+def make(device: str, fstype: str, options: Sequence[str] = (), *, may_reformat: bool = False) -> None:
     """Have an `fstype` on the device, whole and durable. Nothing happens if it has one; `options` are mkfs's own.
 
     `may_reformat` says that the caller durably noted, before its first call, that this device was empty, and that nothing
@@ -62,7 +61,7 @@ def make(device: str, fstype: str, options: Sequence[str] = (), label: str = "",
     root (-m 0), its inode tables are zeroed after the mount (lazy_itable_init is mkfs's default), its journal at once.
     Raises InvalidArgument, FailedPrecondition if anything else is there or the device is in use, DeviceError if mkfs fails.
     """
-    _check_arguments(device, fstype, label)
+    _check_arguments(device, fstype)
     found = _signature(device)
     unfinished = False
     if found == fstype:
@@ -83,10 +82,10 @@ def make(device: str, fstype: str, options: Sequence[str] = (), label: str = "",
         raise _unknown_data(device)
     _check_unused(device)
     if fstype == "ext4":
-        command = ["mkfs.ext4", "-q", "-m", "0", *_joined_extended(options), *(["-L", label] if label else [])]
+        command = ["mkfs.ext4", "-q", "-m", "0", *_joined_extended(options)]
     else:
         again = ["-f"] if found == fstype else []
-        command = ["mkfs.xfs", "-q", "-K", *again, *options, *(["-L", label] if label else [])]
+        command = ["mkfs.xfs", "-q", "-K", *again, *options]
     run([*command, device], _MKFS_SECONDS)
 
 
@@ -191,10 +190,8 @@ def _check_type(fstype: str) -> None:
         raise InvalidArgument(f"{fstype} is not supported", f"use one of: {', '.join(SUPPORTED)}")
 
 
-def _check_arguments(device: str, fstype: str, label: str) -> None:
+def _check_arguments(device: str, fstype: str) -> None:
     _check_type(fstype)
-    if len(label.encode()) > LABEL_BYTES_MAX[fstype]:
-        raise InvalidArgument(f"the label {label} is longer than the {LABEL_BYTES_MAX[fstype]} bytes that {fstype} allows")
     size_bytes = _size_bytes(device)
     if fstype == "xfs" and size_bytes < XFS_BYTES_MIN:
         raise InvalidArgument(

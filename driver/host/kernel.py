@@ -31,7 +31,6 @@ MS_NOATIME: Final = 1 << 10
 MS_NODIRATIME: Final = 1 << 11
 MS_REC: Final = 0x4000
 MS_SILENT: Final = 1 << 15
-MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MS_RELATIME: Final = 1 << 21
 MS_STRICTATIME: Final = 1 << 24

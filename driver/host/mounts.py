@@ -26,9 +26,7 @@ from driver.core.errors import (
     Unsupported,
 )  # fmt: skip
 from driver.host import kernel
-from driver.host.mountinfo import Mount, is_mounted, mounts_at, mounts_of, place
-
-__all__ = ["Mount", "Usage", "bind", "is_healthy", "is_mounted", "mount", "mounts_at", "mounts_of", "statistics", "unmount"]
+from driver.host.mountinfo import is_mounted, mounts_at, mounts_of, place
 
 DEAD: Final = frozenset({errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ESHUTDOWN, errno.ENXIO})
 """What a file system answers that is shut down, whose server died or whose device is gone."""

@@ -75,16 +75,7 @@ def count_pending(shared: Shared) -> int:
     """How many chunks the running session has to read."""
     total = chunks_of(shared.words[Word.SESSION_BYTES])
     known = min(total, shared.words[Word.PARENT_CHUNKS])
-    return total - known + _count(shared, frozen(shared), known)
-
-
-def count_written(shared: Shared) -> int:
-    """How many chunks were written since the base, as far as the maps know."""
-    return _count(shared, current(shared), CHUNKS_MAX) + _count(shared, frozen(shared), CHUNKS_MAX)
-
-
-def _count(shared: Shared, which: int, end: int) -> int:
-    return sum(piece.count(_WRITTEN) for _, piece in _pieces(shared.fd, _at(which), end))
+    return total - known + sum(piece.count(_WRITTEN) for _, piece in _pieces(shared.fd, _at(frozen(shared)), known))
 
 
 def keep(shared: Shared) -> None:

@@ -38,6 +38,7 @@ from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
 VERSION: Final = 6
+"""Of what lies where; an engine takes over memory of its own version only."""
 
 SLOTS_MAX: Final = 128
 SLOT_BYTES: Final = PAGE + MAX_WRITE_BYTES
@@ -86,7 +87,6 @@ LOCK_SLOTS: Final = 1 << 42
 class Word(enum.IntEnum):
     """Words of the header page."""
 
-    VERSION = 0
     SIZE_BYTES = 1
     GATE = 2  # 1: no write may begin
     SESSION = 3  # 0: none; else the number of the session that runs. The store that cuts
@@ -242,7 +242,6 @@ def create_memory(size_bytes: int, thin: bool, slot_count: int = 0) -> int:
     fd = os.memfd_create("stillframe-volume", os.MFD_CLOEXEC)
     os.ftruncate(fd, MEMORY_BYTES)
     with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
-        words[Word.VERSION] = VERSION
         words[Word.SIZE_BYTES] = size_bytes
         words[Word.THIN] = int(thin)
         words[Word.SLOT_COUNT] = slot_count

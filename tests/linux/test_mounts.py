@@ -16,7 +16,8 @@ from driver.core.errors import AlreadyExists, DeviceError, FailedPrecondition, I
 from driver.core.sizes import MIB
 from driver.host import kernel, mountinfo
 from driver.host.filesystems import make
-from driver.host.mounts import bind, is_healthy, is_mounted, mount, mounts_at, mounts_of, split_options, statistics, unmount
+from driver.host.mountinfo import is_mounted, mounts_at, mounts_of
+from driver.host.mounts import bind, is_healthy, mount, split_options, statistics, unmount
 from tests.engines import run
 from tests.linux.conftest import Disks
 

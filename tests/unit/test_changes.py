@@ -174,5 +174,6 @@ def test_the_largest_volume_takes_pages_for_what_was_written_only(tmp_path: Path
     assert (tmp_path / "changes").stat().st_blocks * 512 < 4 << 20
     other = Shared(create_memory(size, True, 1))
     changes.load(other, tmp_path / "changes", BASE)
-    assert changes.count_written(other) == 2
+    cut(other, last + 1)
+    assert other.words[Word.PENDING_CHUNKS] == 2
     assert os.fstat(other.fd).st_blocks * 512 < 1 << 20
