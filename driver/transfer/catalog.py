@@ -339,11 +339,6 @@ def settle(store: ObjectStore, snapshot: str, volume: str, node: str, reason: st
         fence(store, snapshot, reason)
 
 
-def warning(conditions: bool) -> str | None:
-    """What a user should know of the store."""
-    return None if conditions else _NO_CONDITIONS
-
-
 def _bare(snapshot: str, repository: str, state: str, error: StillframeError | None) -> Summary:
     return {
         "id": snapshot, "name": None, "handle": f"{repository}:{snapshot}", "repository": repository, "volume": None,

@@ -53,7 +53,7 @@ def _changed(path: str | None) -> int:
 
 
 def begin(repository: Repository, store: Retrying, spec: Spec, result: Result, begun: Begun) -> None:
-    """specs.Begin -> {repository_id, conditional_put, warning, parent: {id, created, size_bytes} or None, requests}; with
+    """specs.Begin -> {repository_id, conditional_put, parent: {id, created, size_bytes} or None, requests}; with
     AlreadyExists perhaps {manifest}"""
     requests = 0
 
@@ -71,17 +71,13 @@ def begin(repository: Repository, store: Retrying, spec: Spec, result: Result, b
     parent = None
     if found is not None:
         parent = {"id": found.snapshot.id, "created": found.created, "size_bytes": found.size_bytes}
-    result.update(
-        repository_id=repository_id, conditional_put=conditions, warning=catalog.warning(conditions), parent=parent,
-        requests=requests,
-    )  # fmt: skip
+    result.update(repository_id=repository_id, conditional_put=conditions, parent=parent, requests=requests)
 
 
 def check(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
-    """-> {conditional_put, warning}: whether the repository can be written to. A new prefix becomes a repository."""
+    """-> {conditional_put}: whether it honours them. Fails if it cannot be written to. A new prefix becomes a repository."""
     catalog.open_repository(store)
-    conditions = honours_conditions(repository, store)
-    result.update(conditional_put=conditions, warning=catalog.warning(conditions))
+    result["conditional_put"] = honours_conditions(repository, store)
 
 
 def list_snapshots(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
