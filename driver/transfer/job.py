@@ -123,12 +123,9 @@ def _chunks_done(packs: PackBuffers) -> int:
 def run_restore(state: Path, given: Spec, fds: Sequence[int], report: Report) -> Result:
     """Fill a backing file with a snapshot, durably."""
     (backing,) = fds
-    spec = specs.parse(given, specs.Restore)
-
-    def target(size_bytes: int) -> Target:
-        return BackingFile(backing, size_bytes, discard_zero=spec.discard_zero)
-
-    reader, size_bytes = _read(state, spec, target, report)
+    reader, size_bytes = _read(
+        state, specs.parse(given, specs.OfSnapshot), lambda size_bytes: BackingFile(backing, size_bytes), report
+    )
     return {"bytes_written": size_bytes, "chunks": reader.chunks, "bytes_read": reader.bytes_read}
 
 
@@ -139,7 +136,7 @@ def run_verify(state: Path, given: Spec, fds: Sequence[int], report: Report) -> 
 
 
 def _read(
-    state: Path, spec: specs.OfSnapshot | specs.Restore, target: Callable[[int], Target], report: Report
+    state: Path, spec: specs.OfSnapshot, target: Callable[[int], Target], report: Report
 ) -> tuple[Reader, int]:
     requests = Tally()
     done = Tally()

@@ -16,36 +16,30 @@ from typing import Final, Protocol
 
 from driver.core.errors import DeviceError, InvalidArgument, NotFound, OutOfSpace, StillframeError
 from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, MIB, chunks_of
-from driver.host import kernel
 from driver.store.port import ObjectStore
 from driver.transfer import catalog, plan, region
 from driver.transfer.chunks import Decompressor
-from driver.transfer.plan import Range, ZeroRun
+from driver.transfer.plan import Range
 from driver.transfer.records import Manifest, RegionEntry, corrupt, missing
 
 WORKERS: Final = 4
 _AHEAD: Final = 2 * WORKERS
 _WINDOW_BYTES: Final = 2 * MIB
-_PUNCH: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, linux/falloc.h
 
 
 class Target(Protocol):
-    """Where restored chunks go. `write` may be called by several threads, each with a window of its own."""
+    """Where chunks go that are not zero. `write` may be called by several threads, each with a window of its own."""
 
     def write(self, data: memoryview, offset: int) -> None: ...
-
-    def zero(self, run: ZeroRun) -> None: ...
 
     def sync(self) -> None: ...
 
 
 class BackingFile:
-    """The volume's backing file behind `fd`, which may be opened with O_DIRECT; it must read as zeros unless
-    `discard_zero` is given: then zero chunks are punched out."""
+    """The volume's backing file behind `fd`, which may be opened with O_DIRECT; it must read as zeros."""
 
-    def __init__(self, fd: int, size_bytes: int, *, discard_zero: bool) -> None:
+    def __init__(self, fd: int, size_bytes: int) -> None:
         self._fd = fd
-        self._discard_zero = discard_zero
         if os.fstat(fd).st_size < size_bytes:
             raise InvalidArgument(f"the volume's file is smaller than the snapshot's {size_bytes} bytes")
 
@@ -58,13 +52,6 @@ class BackingFile:
         except OSError as error:
             raise _file_error(error) from error
 
-    def zero(self, run: ZeroRun) -> None:
-        if self._discard_zero:
-            try:
-                kernel.fallocate(self._fd, _PUNCH, run.first * CHUNK_BYTES, run.count * CHUNK_BYTES)
-            except OSError as error:
-                raise _file_error(error) from error
-
     def sync(self) -> None:
         try:
             os.fsync(self._fd)
@@ -76,9 +63,6 @@ class Nowhere:
     """For `verify`: nothing is kept."""
 
     def write(self, data: memoryview, offset: int) -> None:
-        pass
-
-    def zero(self, run: ZeroRun) -> None:
         pass
 
     def sync(self) -> None:
@@ -126,16 +110,12 @@ class Reader:
             first = entry.number * CHUNKS_PER_REGION
             count = min(CHUNKS_PER_REGION, total - first)
             if entry.is_zero:
-                self._zero(ZeroRun(first, count))
+                self._count(count, 0)
                 continue
             index = self._index(entry, count)
             for run in plan.zero_runs(index):
-                self._zero(run)
+                self._count(run.count, 0)
             yield from plan.ranges(index)
-
-    def _zero(self, run: ZeroRun) -> None:
-        self._target.zero(run)
-        self._count(run.count, 0)
 
     def _index(self, entry: RegionEntry, count: int) -> region.RegionIndex:
         key = entry.key or ""

@@ -25,7 +25,7 @@ class OfRepository(msgspec.Struct, frozen=True):
 
 
 class OfSnapshot(msgspec.Struct, frozen=True):
-    """show, verify: one snapshot."""
+    """show, verify, restore: one snapshot."""
 
     repository: Text
     snapshot: Id
@@ -50,14 +50,6 @@ class Settle(msgspec.Struct, frozen=True):
     volume: Id
     node: Text
     reason: Text
-
-
-class Restore(msgspec.Struct, frozen=True):
-    """`discard_zero`: the backing file may hold other things than zeros, so zero chunks are punched out of it."""
-
-    repository: Text
-    snapshot: Id
-    discard_zero: bool = False
 
 
 class Delete(msgspec.Struct, frozen=True):
@@ -145,7 +137,7 @@ class Clone(msgspec.Struct, frozen=True):
     size_bytes: Annotated[int, Meta(ge=VOLUME_BYTES_MIN, le=VOLUME_BYTES_MAX, multiple_of=CHUNK_BYTES)]
 
 
-S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Settle, Restore, Delete, Collect, Begin, Send, Clone)
+S = TypeVar("S", OfRepository, OfSnapshot, Withdraw, Settle, Delete, Collect, Begin, Send, Clone)
 
 
 def parse(spec: dict[str, Any], kind: type[S]) -> S:
@@ -156,5 +148,5 @@ def parse(spec: dict[str, Any], kind: type[S]) -> S:
         raise InvalidArgument(f"the description of a {kind.__name__.lower()} job: {error}") from error
 
 
-for _kind in (OfRepository, OfSnapshot, Withdraw, Settle, Restore, Delete, Begin, Collect, Send, Clone):
+for _kind in (OfRepository, OfSnapshot, Withdraw, Settle, Delete, Begin, Collect, Send, Clone):
     msgspec.json.Decoder(_kind)  # msgspec learns a type at its first use, and crashes if two threads are the first

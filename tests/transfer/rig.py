@@ -105,13 +105,12 @@ class Rig:
     def session(self, repository: str, volume: bytes, packs: int = 3, **changes: Any) -> Session:
         return Session(self, repository, volume, packs, **changes)
 
-    def restore(self, repository: str, snapshot: str, size_bytes: int, before: bytes = b"", **spec: Any) -> bytes:
+    def restore(self, repository: str, snapshot: str, size_bytes: int) -> bytes:
         """The bytes of a file that a snapshot was restored into."""
         path = self.folder / f"restored-{uuid.uuid4()}"
-        path.write_bytes(before)
-        with path.open("r+b") as file:
+        with path.open("w+b") as file:
             file.truncate(size_bytes)
-            self.run("restore", {"repository": repository, "snapshot": snapshot, **spec}, [file.fileno()])
+            self.run("restore", {"repository": repository, "snapshot": snapshot}, [file.fileno()])
         data = path.read_bytes()
         path.unlink()
         return data
