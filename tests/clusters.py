@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -25,7 +26,12 @@ import pytest
 from kubernetes.client.exceptions import ApiException
 
 from csi import csi_pb2_grpc
-from tests.apiserver import NAMESPACE, Api, api_server
+from driver.controller.cluster import Cluster as View
+from driver.controller.kube import Kube
+from driver.controller.lease import Lease
+from driver.controller.nodes import Nodes
+from driver.rpc.tls import Certificates
+from tests.apiserver import LABELS, NAMESPACE, Api, api_server, free_port
 from tests.engines import Engine
 from tests.plugins import Plugin
 from tests.servers import free_port
@@ -123,6 +129,15 @@ class Controller:
         self.channel.close()
 
 
+@dataclass(frozen=True)
+class Replica:
+    """What the threads of a controller have: its own view of the cluster, and the lease, if it is not another's."""
+
+    nodes: Nodes
+    kube: Kube
+    lease: Lease
+
+
 @dataclass
 class Cluster:
     """What a test has: an API, controllers, nodes."""
@@ -132,6 +147,7 @@ class Cluster:
     port: int = field(default_factory=free_port)
     nodes: dict[str, NodePlugin] = field(default_factory=dict)
     controllers: list[Controller] = field(default_factory=list)
+    addresses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def secret(self, side: str) -> dict[str, bytes]:
         """What the secret of that side holds, as soon as it is there."""
@@ -151,9 +167,33 @@ class Cluster:
 
     def node(self, name: str, *arguments: str) -> NodePlugin:
         """A running node; `arguments` are its engine's."""
-        made = NodePlugin(self, name, f"127.0.7.{len(self.nodes) + 1}", *arguments)
+        made = NodePlugin(self, name, f"127.0.7.{next(self.addresses)}", *arguments)
         self.nodes[name] = made
         return made.begin()
+
+    def remove(self, name: str) -> None:
+        """Take a node away, whatever became of it, with its disk, its pod and its Node object."""
+        node = self.nodes.pop(name)
+        node.kill()
+        node.engine.clean()
+        with contextlib.suppress(ApiException):
+            self.api.delete_pod(f"plugin-{name}")
+        with contextlib.suppress(ApiException):
+            self.api.core.delete_node(name)
+
+    def replica(self, identity: str) -> Replica:
+        """One that runs in the test, beside the controllers."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(self.api.kubeconfig()))
+            kube = Kube(NAMESPACE)
+        view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
+        view.start()
+        wait_until(lambda: view.is_known)
+        secret = self.secret("controller")
+        shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
+        lease = Lease(kube, "stillframe-controller", identity)
+        lease.renew()
+        return Replica(Nodes(view, lambda: shown, self.port), kube, lease)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `stillframe` as in the controller's pod."""

@@ -12,10 +12,10 @@ import pytest
 
 from driver.controller.clones import left_over, snapshot_name
 from driver.core.ids import new_id, snapshot_id
-from tests.apiserver import wait_until
 from tests.clusters import Cluster, cluster
 from tests.controller.test_lost_nodes import DEADLINE, refusal, remove_snapshot
 from tests.controller.test_routing import SIZE, create, volume_of
+from tests.waiting import wait_until
 
 MIB = 1 << 20
 UPLOADED = f"local:{snapshot_id(snapshot_name('copy', 0))}"
@@ -90,7 +90,7 @@ def test_a_source_whose_node_cannot_be_asked_is_no_reason_to_schedule_the_claim_
     origin = source(two)
     two.nodes["node-a"].kill()
     request = volume_of("copy", "node-b", source=origin)
-    assert refusal(two.controllers[0].controller.CreateVolume, request) is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(two.controllers[0].controller.CreateVolume, request, "node-a") is grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_what_a_clone_left_behind_is_known_by_its_name_and_its_age() -> None:

@@ -3,76 +3,48 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kubernetes import client
 
-from driver.controller.cluster import Cluster as View
+from driver.controller.cluster import State
 from driver.controller.events import PROGRESS
 from driver.controller.herald import Herald
-from driver.controller.kube import Kube
-from driver.controller.lease import Lease
-from driver.controller.nodes import Nodes
 from driver.controller.repositories import Repositories
 from driver.rpc.names import parse_handle
-from driver.rpc.tls import Certificates
-from tests.apiserver import LABELS, NAMESPACE
-from tests.clusters import Cluster, cluster
+from tests.apiserver import NAMESPACE
+from tests.clusters import Cluster, Replica
+from tests.controller.conftest import SLOW
 from tests.controller.test_lost_nodes import begin_upload, remove_snapshot
 from tests.controller.test_routing import create
 from tests.waiting import wait_until
 
-SLOW = ("--upload-rate", str(4 << 20))
+
+def herald(of: Cluster, replica: Replica) -> Herald:
+    return Herald(replica.nodes, Repositories(of.folder / "state"), replica.kube, replica.lease)
 
 
-@pytest.fixture
-def one(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A node that uploads slowly; the controller beside it has another lease, so that it tells nobody anything."""
-    with cluster() as made:
-        if not made.api.has_snapshots():
-            pytest.skip("the definitions of VolumeSnapshots are not at hand: set STILLFRAME_TESTBED")
-        monkeypatch.setitem(os.environ, "KUBECONFIG", str(made.api.kubeconfig()))
-        made.controller("--lease", "another")
-        made.node("node-a", *SLOW)
-        yield made
-
-
-def herald(of: Cluster, identity: str) -> Herald:
-    """A replica's, with its own view of the cluster."""
-    kube = Kube(NAMESPACE)
-    view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
-    view.start()
-    wait_until(lambda: view.is_known)
-    secret = of.secret("controller")
-    shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
-    lease = Lease(kube, "stillframe-controller", identity)
-    lease.renew()
-    return Herald(Nodes(view, lambda: shown, of.port), Repositories(of.folder / "state"), kube, lease)
-
-
-def begun(of: Cluster, claim: str, snapshot: str, namespace: str = NAMESPACE) -> str:
+def begun(of: Cluster, claim: str, snapshot: str, node: str = "node-a", namespace: str = NAMESPACE) -> str:
     """The handle of a snapshot of a claim, that is being uploaded."""
     made: Any = of.api.put_claim(claim, namespace)
     name = f"pvc-{made.metadata.uid}"
-    volume = create(of.controllers[0], name, "node-a")
+    volume = create(of.controllers[0], name, node)
     of.api.put_volume(name, volume, made)
-    handle = begin_upload(of.controllers[0], of.nodes["node-a"], volume, f"snapshot-{snapshot}")
+    handle = begin_upload(of.controllers[0], of.nodes[node], volume, f"snapshot-{snapshot}")
     of.api.put_snapshot(snapshot, claim, handle, volume, namespace)
     return handle
 
 
 def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
-    handle = begun(one, "data", "monday")
-    teller, idle = herald(one, "one"), herald(one, "other")
+    handle = begun(one, "data-1", "monday")
+    teller, idle = herald(one, one.replica("one")), herald(one, one.replica("other"))
     idle.turn()
     assert one.api.events("VolumeSnapshot", "monday") == {}, "the lease is another's"
     teller.turn()
     first = one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"]
     assert first.message.startswith("uploading: ") and first.message.endswith(" left") and first.type == "Normal"
-    told = one.api.events("PersistentVolumeClaim", "data")["SnapshotUploading"]
+    told = one.api.events("PersistentVolumeClaim", "data-1")["SnapshotUploading"]
     assert told.message == f"snapshot monday {first.message}"
 
     def goes_on() -> Any:
@@ -92,7 +64,7 @@ def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
     wait_until(is_done, 60)
     done = one.api.events("VolumeSnapshot", "monday")["SnapshotUploaded"]
     assert done.message.startswith("uploaded: 64.0 MiB in ")
-    assert "SnapshotUploaded" in one.api.events("PersistentVolumeClaim", "data")
+    assert "SnapshotUploaded" in one.api.events("PersistentVolumeClaim", "data-1")
     version = done.metadata.resource_version
     teller.turn()
     assert one.api.events("VolumeSnapshot", "monday")["SnapshotUploaded"].metadata.resource_version == version
@@ -102,13 +74,13 @@ def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
 def test_a_namespace_that_takes_no_events_keeps_nobody_else_from_theirs(one: Cluster) -> None:
     """Nothing can be written into a namespace that is being deleted."""
     one.api.core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name="doomed")))
-    lost = begun(one, "data", "sunday", "doomed")
-    kept = begun(one, "other", "monday")
+    lost = begun(one, "data-5", "friday", namespace="doomed")
+    kept = begun(one, "data-6", "saturday")
     one.api.core.delete_namespace("doomed")
-    teller = herald(one, "one")
+    teller = herald(one, one.replica("one"))
     teller.turn()
-    assert "SnapshotUploading" in one.api.events("VolumeSnapshot", "monday")
-    assert "SnapshotUploading" in one.api.events("PersistentVolumeClaim", "other")
+    assert "SnapshotUploading" in one.api.events("VolumeSnapshot", "saturday")
+    assert "SnapshotUploading" in one.api.events("PersistentVolumeClaim", "data-6")
     left: Any = one.api.core.list_namespaced_event("doomed")
     assert left.items == []
     for handle in (lost, kept):
@@ -116,28 +88,28 @@ def test_a_namespace_that_takes_no_events_keeps_nobody_else_from_theirs(one: Clu
 
 
 def test_events_that_went_away_and_replicas_that_changed_are_no_hindrance(one: Cluster) -> None:
-    handle = begun(one, "data", "monday")
-    herald(one, "one").turn()
-    kept = one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"]
-    again = herald(one, "one")  # the process was started anew, and knows nothing
+    handle = begun(one, "data-2", "tuesday")
+    herald(one, one.replica("one")).turn()
+    kept = one.api.events("VolumeSnapshot", "tuesday")["SnapshotUploading"]
+    again = herald(one, one.replica("one"))  # the process was started anew, and knows nothing
     again.turn()
-    assert one.api.events("VolumeSnapshot", "monday")["SnapshotUploading"].metadata.uid == kept.metadata.uid
+    assert one.api.events("VolumeSnapshot", "tuesday")["SnapshotUploading"].metadata.uid == kept.metadata.uid
     one.api.core.delete_collection_namespaced_event(NAMESPACE)
 
     def is_back() -> bool:
         again.turn()
-        return "SnapshotUploading" in one.api.events("VolumeSnapshot", "monday")
+        return "SnapshotUploading" in one.api.events("VolumeSnapshot", "tuesday")
 
     wait_until(is_back)
     remove_snapshot(one.controllers[0], handle)
     again.turn()
-    assert "SnapshotFailed" not in one.api.events("VolumeSnapshot", "monday"), "who deletes it need not be told"
+    assert "SnapshotFailed" not in one.api.events("VolumeSnapshot", "tuesday"), "who deletes it need not be told"
 
 
 def test_a_session_that_failed_is_told_with_the_reason_and_what_to_do(one: Cluster) -> None:
     """The engine is killed: what was uploading has lost its memory."""
-    begun(one, "data", "monday")
-    teller = herald(one, "one")
+    begun(one, "data-3", "wednesday")
+    teller = herald(one, one.replica("one"))
     teller.turn()
     node = one.nodes["node-a"]
     node.engine.kill()
@@ -146,36 +118,36 @@ def test_a_session_that_failed_is_told_with_the_reason_and_what_to_do(one: Clust
 
     def is_told() -> bool:
         teller.turn()
-        return "SnapshotFailed" in one.api.events("VolumeSnapshot", "monday")
+        return "SnapshotFailed" in one.api.events("VolumeSnapshot", "wednesday")
 
     wait_until(is_told)
-    told = one.api.events("VolumeSnapshot", "monday")["SnapshotFailed"]
+    told = one.api.events("VolumeSnapshot", "wednesday")["SnapshotFailed"]
     assert told.type == "Warning"
     assert "the engine was stopped, or lost its power" in told.message
     assert "what to do: " in told.message and "take another one" in told.message
-    assert one.api.events("PersistentVolumeClaim", "data")["SnapshotFailed"].message.startswith("snapshot monday failed: ")
+    told = one.api.events("PersistentVolumeClaim", "data-3")["SnapshotFailed"]
+    assert told.message.startswith("snapshot wednesday failed: ")
 
 
 def test_the_end_of_one_whose_node_is_gone_is_read_in_its_repository(one: Cluster) -> None:
-    handle = begun(one, "data", "monday")
-    teller = herald(one, "one")
+    node = one.node("node-b", *SLOW)
+    handle = begun(one, "data-4", "thursday", node.name)
+    replica = one.replica("one")
+    teller = herald(one, replica)
     teller.turn()
-    one.nodes["node-a"].kill()
-    one.api.put_node("node-a", ready=False)
-
-    def is_not_ready() -> bool:
-        teller.turn()
-        return "SnapshotFailed" not in one.api.events("VolumeSnapshot", "monday")
-
-    wait_until(is_not_ready)
+    node.kill()
+    one.api.put_node(node.name, ready=False)
+    wait_until(lambda: replica.nodes.cluster.find(node.name).state is State.NOT_READY)
+    teller.turn()
+    assert "SnapshotFailed" not in one.api.events("VolumeSnapshot", "thursday"), "it may still go on"
     parsed = parse_handle("snapshot", handle)
-    one.nodes["node-a"].engine.kill()
+    node.engine.kill()
     with pytest.raises(Exception, match="nothing more was heard"):
         Repositories(one.folder / "state").fence(parsed.where, parsed.id, "nothing more was heard of it")
 
     def is_told() -> bool:
         teller.turn()
-        return "SnapshotFailed" in one.api.events("VolumeSnapshot", "monday")
+        return "SnapshotFailed" in one.api.events("VolumeSnapshot", "thursday")
 
     wait_until(is_told)
-    assert "nothing more was heard of it" in one.api.events("VolumeSnapshot", "monday")["SnapshotFailed"].message
+    assert "nothing more was heard of it" in one.api.events("VolumeSnapshot", "thursday")["SnapshotFailed"].message

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from driver.cli.doctor import HAS_PROBLEMS
 from tests.apiserver import NAMESPACE, SNAPSHOTS
-from tests.clusters import Cluster, cluster
-from tests.controller.test_herald import SLOW, begun, herald
+from tests.clusters import Cluster
+from tests.controller.test_herald import begun, herald
 
 Ran = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture
-def one(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with cluster() as made:
-        if not made.api.has_snapshots():
-            pytest.skip("the definitions of VolumeSnapshots are not at hand: set STILLFRAME_TESTBED")
-        monkeypatch.setitem(os.environ, "KUBECONFIG", str(made.api.kubeconfig()))
-        made.controller("--lease", "another")
-        made.node("node-a", *SLOW)
-        yield made
 
 
 def command(of: Cluster, *arguments: str, user: str = "admin") -> list[str]:
@@ -43,7 +28,7 @@ def kubectl(of: Cluster, *arguments: str, user: str = "admin") -> Ran:
 
 def test_volumes_and_snapshots_are_shown_as_they_go_on(one: Cluster) -> None:
     begun(one, "data", "monday")
-    herald(one, "one").turn()  # at once: that it goes on is what is told
+    herald(one, one.replica("one")).turn()  # at once: that it goes on is what is told
     assert "data\tpvc-" in kubectl(one, "-n", NAMESPACE, "volumes").stdout
     shown = json.loads(kubectl(one, "-A", "-o", "json", "volumes").stdout)["volumes"]
     assert [(row["namespace"], row["claim"], row["node"], row["size"]) for row in shown] == [

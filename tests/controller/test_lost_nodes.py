@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -16,29 +15,46 @@ from csi import csi_pb2
 from driver.core.ids import new_id, snapshot_id
 from tests.clusters import Cluster, Controller, NodePlugin, cluster
 from tests.controller.test_routing import SIZE, create, delete, topology, volume_of
+from tests.oracle import fill
 from tests.waiting import wait_until
 
-MIB = 1 << 20
 DEADLINE = 10.0
 """The provisioner's own default."""
 
 
-@pytest.fixture
-def two() -> Iterator[Cluster]:
-    """A controller, and the nodes node-a and node-b; sessions on them are slow."""
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    """A controller, and a node that is always there."""
     with cluster() as made:
         made.controller()
-        for name in ("node-a", "node-b"):
-            made.node(name)
+        made.node("node-there")
         yield made
 
 
-def refusal(call: Callable[..., Any], request: Any, node: str = "node-a") -> grpc.StatusCode:
-    """The code, of an answer within the deadline that names the node and says what to do."""
+@pytest.fixture
+def node(shared: Cluster) -> Iterator[NodePlugin]:
+    """A node of the test's own, to be lost."""
+    made = shared.node(f"node-{new_id()[:8]}")
+    wait_until(lambda: can_be_asked(shared.controllers[0], made.name))
+    yield made
+    shared.remove(made.name)
+
+
+def can_be_asked(controller: Controller, node: str) -> bool:
+    capacity = csi_pb2.GetCapacityRequest(accessible_topology=topology(node).requisite[0])
+    try:
+        controller.controller.GetCapacity(capacity, timeout=DEADLINE)
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def refusal(call: Callable[..., Any], request: Any, named: str) -> grpc.StatusCode:
+    """The code, of an answer within the deadline that names a node, or what it is about, and says what to do."""
     with pytest.raises(grpc.RpcError) as raised:
         call(request, timeout=DEADLINE)
     text = str(raised.value.details())
-    assert node in text, text
+    assert named in text, text
     assert ";" in text, text
     assert raised.value.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
     return raised.value.code()
@@ -62,9 +78,7 @@ def begin_upload(controller: Controller, node: NodePlugin, volume: str, name: st
     """The handle of a snapshot that is being uploaded, and will be for long."""
     held = node.volumes()
     called = next(key for key, handle in held.items() if handle == volume)
-    with open(node.engine.call("volume.attach", name=called)["device"], "wb", buffering=0) as file:
-        for _ in range(SIZE // MIB):
-            file.write(os.urandom(MIB))
+    fill(node.engine.call("volume.attach", name=called)["device"], SIZE)
     found = controller.controller.CreateSnapshot(snapshot_request(volume, name), timeout=20).snapshot
     assert not found.ready_to_use
     return str(found.snapshot_id)
@@ -75,14 +89,14 @@ def remove_snapshot(controller: Controller, handle: str) -> None:
 
 
 def check_codes(
-    controller: Controller, volume: str, complete: str, *, with_pod: bool = True, may_pass: bool = False
+    controller: Controller, node: str, volume: str, complete: str, *, with_pod: bool = True, may_pass: bool = False
 ) -> None:
     """What the calls for a node that cannot be asked answer. `may_pass`: only its plugin is away."""
     calls = controller.controller
     code = grpc.StatusCode.UNAVAILABLE if may_pass else grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert refusal(calls.CreateVolume, volume_of(f"pvc-{new_id()}", "node-a")) is code
-    assert refusal(calls.CreateSnapshot, snapshot_request(volume, "lost")) is grpc.StatusCode.FAILED_PRECONDITION
-    where = topology("node-a").requisite[0]
+    assert refusal(calls.CreateVolume, volume_of(f"pvc-{new_id()}", node), node) is code
+    assert refusal(calls.CreateSnapshot, snapshot_request(volume, "lost"), node) is grpc.StatusCode.FAILED_PRECONDITION
+    where = topology(node).requisite[0]
     rest: list[tuple[Any, Any]] = [
         (calls.DeleteVolume, csi_pb2.DeleteVolumeRequest(volume_id=volume)),
         (calls.ControllerGetVolume, csi_pb2.ControllerGetVolumeRequest(volume_id=volume)),
@@ -92,12 +106,17 @@ def check_codes(
     if with_pod:
         rest.append((calls.ListVolumes, csi_pb2.ListVolumesRequest()))
     for call, request in rest:
-        assert refusal(call, request) is grpc.StatusCode.UNAVAILABLE, type(request).__name__
+        assert refusal(call, request, node) is grpc.StatusCode.UNAVAILABLE, type(request).__name__
     assert calls.CreateSnapshot(snapshot_request(volume, "whole"), timeout=DEADLINE).snapshot.ready_to_use
-    listed = calls.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
-    assert [entry.snapshot.snapshot_id for entry in listed] == [complete]
+    assert snapshots_of(controller, volume) == [complete]
     found = calls.GetSnapshot(csi_pb2.GetSnapshotRequest(snapshot_id=complete), timeout=DEADLINE).snapshot
     assert found.ready_to_use and found.source_volume_id == volume
+
+
+def snapshots_of(controller: Controller, volume: str) -> list[str]:
+    """The handles of a volume's snapshots, as they are listed."""
+    ask = csi_pb2.ListSnapshotsRequest(source_volume_id=volume)
+    return [entry.snapshot.snapshot_id for entry in controller.controller.ListSnapshots(ask, timeout=DEADLINE).entries]
 
 
 def can_list(controller: Controller) -> bool:
@@ -108,104 +127,97 @@ def can_list(controller: Controller) -> bool:
     return True
 
 
-def test_what_calls_answer_while_a_node_cannot_be_asked(two: Cluster) -> None:
-    controller, node = two.controllers[0], two.nodes["node-a"]
-    volume = create(controller, "pvc-a", "node-a")
-    other = create(controller, "pvc-b", "node-b")
+def test_what_calls_answer_while_a_node_cannot_be_asked(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
+    other = create(controller, "pvc-b", "node-there")
     complete = snapshot(controller, volume, "whole")
 
-    two.api.put_node("node-a", ready=False)
-    capacity = csi_pb2.GetCapacityRequest(accessible_topology=topology("node-a").requisite[0])
-
-    def cannot() -> bool:
-        try:
-            controller.controller.GetCapacity(capacity, timeout=DEADLINE)
-        except grpc.RpcError:
-            return True
-        return False
-
-    def can() -> bool:
-        return not cannot()
-
-    wait_until(cannot)
-    check_codes(controller, volume, complete)
-    two.api.put_node("node-a")
-    wait_until(can)
+    shared.api.put_node(node.name, ready=False)
+    wait_until(lambda: not can_be_asked(controller, node.name))
+    check_codes(controller, node.name, volume, complete)
+    shared.api.put_node(node.name)
+    wait_until(lambda: can_be_asked(controller, node.name))
 
     assert node.process is not None
     node.process.send_signal(signal.SIGSTOP)
-    check_codes(controller, volume, complete, may_pass=True)
+    check_codes(controller, node.name, volume, complete, may_pass=True)
     node.process.send_signal(signal.SIGCONT)
-    wait_until(can)
+    wait_until(lambda: can_be_asked(controller, node.name))
 
     node.kill()
-    check_codes(controller, volume, complete, may_pass=True)
-    two.api.delete_pod("plugin-node-a")  # its volumes are listed no more, and are refused as before
+    check_codes(controller, node.name, volume, complete, may_pass=True)
+    shared.api.delete_pod(f"plugin-{node.name}")  # its volumes are listed no more, and are refused as before
     wait_until(lambda: can_list(controller))
-    check_codes(controller, volume, complete, with_pod=False, may_pass=True)
-    two.api.core.delete_node("node-a")
+    check_codes(controller, node.name, volume, complete, with_pod=False, may_pass=True)
+    shared.api.core.delete_node(node.name)
     wait_until(lambda: "no Node object" in gone_text(controller, csi_pb2.DeleteVolumeRequest(volume_id=volume)))
-    check_codes(controller, volume, complete, with_pod=False)
+    check_codes(controller, node.name, volume, complete, with_pod=False)
     remove_snapshot(controller, complete)
-    assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
+    assert snapshots_of(controller, volume) == []
     get = csi_pb2.ControllerGetVolumeRequest(volume_id=other)
     assert controller.controller.ControllerGetVolume(get, timeout=DEADLINE).volume.volume_id == other
 
 
-def test_a_volume_for_any_node_is_made_though_several_cannot_be_reached(two: Cluster) -> None:
+def test_a_volume_for_any_node_is_made_though_several_cannot_be_reached(shared: Cluster, node: NodePlugin) -> None:
     """They are asked all at once: within the caller's deadline one that answers is found."""
     for number in range(1, 6):
-        two.api.put_node(f"node-lost-{number}")
-        two.api.put_pod(f"plugin-lost-{number}", f"node-lost-{number}", f"127.0.8.{number}")
-    controller = two.controllers[0]
+        shared.api.put_node(f"node-lost-{number}")
+        shared.api.put_pod(f"plugin-lost-{number}", f"node-lost-{number}", f"127.0.8.{number}")
+    controller = shared.controllers[0]
     wait_until(lambda: 'stillframe_nodes{state="ready"} 7.0' in controller.get("/metrics"))
     made = controller.controller.CreateVolume(volume_of("anywhere"), timeout=DEADLINE).volume
-    assert made.volume_id in {handle for node in two.nodes.values() for handle in node.volumes().values()}
+    assert made.volume_id in {handle for each in shared.nodes.values() for handle in each.volumes().values()}
+    delete(controller, made.volume_id)
+    for number in range(1, 6):
+        shared.api.delete_pod(f"plugin-lost-{number}")
+        shared.api.core.delete_node(f"node-lost-{number}")
+    wait_until(lambda: 'stillframe_nodes{state="ready"} 2.0' in controller.get("/metrics"))
 
 
-def test_a_snapshot_whose_node_died_fails_after_five_silent_minutes(two: Cluster) -> None:
-    controller, node = two.controllers[0], two.nodes["node-a"]
-    volume = create(controller, "pvc-a", "node-a")
+def test_a_snapshot_whose_node_died_fails_after_five_silent_minutes(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
     begin_upload(controller, node, volume, "dying")
     node.kill()
     node.engine.kill()
     ask = snapshot_request(volume, "dying")
-    assert refusal(controller.controller.CreateSnapshot, ask) is grpc.StatusCode.FAILED_PRECONDITION
-    two.age(snapshot_id("dying"))
+    assert refusal(controller.controller.CreateSnapshot, ask, node.name) is grpc.StatusCode.FAILED_PRECONDITION
+    shared.age(snapshot_id("dying"))
     for _ in range(2):
-        assert refusal(controller.controller.CreateSnapshot, ask) is grpc.StatusCode.INTERNAL
-    manifest = two.folder / "repository/snapshots" / snapshot_id("dying") / "manifest.json"
+        assert refusal(controller.controller.CreateSnapshot, ask, node.name) is grpc.StatusCode.INTERNAL
+    manifest = shared.folder / "repository/snapshots" / snapshot_id("dying") / "manifest.json"
     assert '"aborted"' in manifest.read_text()
 
 
-def test_a_commit_that_was_faster_than_the_mark_counts(two: Cluster) -> None:
+def test_a_commit_that_was_faster_than_the_mark_counts(shared: Cluster, node: NodePlugin) -> None:
     """The heartbeat stood still, the node cannot be asked, and the manifest is there: the snapshot is complete."""
-    controller, node = two.controllers[0], two.nodes["node-a"]
-    volume = create(controller, "pvc-a", "node-a")
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
     handle = snapshot(controller, volume, "late")
     node.kill()
-    two.age(snapshot_id("late"))
+    shared.age(snapshot_id("late"))
     assert controller.controller.CreateSnapshot(snapshot_request(volume, "late"), timeout=DEADLINE).snapshot.ready_to_use
     assert handle == f"local:{snapshot_id('late')}"
 
 
-def test_a_session_cannot_commit_after_its_deletion_without_its_node(two: Cluster) -> None:
-    controller, node = two.controllers[0], two.nodes["node-a"]
-    volume = create(controller, "pvc-a", "node-a")
+def test_a_session_cannot_commit_after_its_deletion_without_its_node(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
     handle = begin_upload(controller, node, volume, "deleted")
-    two.api.put_node("node-a", ready=False)
+    shared.api.put_node(node.name, ready=False)
     node.kill()
     for _ in range(2):
         remove_snapshot(controller, handle)
     ended = node.engine.wait_snapshot(handle)
     assert ended["state"] != "committed"
-    folder = two.folder / "repository/snapshots" / snapshot_id("deleted")
+    folder = shared.folder / "repository/snapshots" / snapshot_id("deleted")
     assert (folder / "deleted.json").exists() and '"aborted"' in (folder / "manifest.json").read_text()
 
 
-def test_deleting_a_running_snapshot_ends_its_session(two: Cluster) -> None:
-    controller, node = two.controllers[0], two.nodes["node-a"]
-    volume = create(controller, "pvc-a", "node-a")
+def test_deleting_a_running_snapshot_ends_its_session(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
     handle = begin_upload(controller, node, volume, "unwanted")
     remove_snapshot(controller, handle)
     shown = node.engine.call("snapshot.list", repository="local")["snapshots"]
@@ -213,23 +225,23 @@ def test_deleting_a_running_snapshot_ends_its_session(two: Cluster) -> None:
     snapshot(controller, volume, "wanted")
 
 
-def test_a_forgotten_node_takes_its_volumes_with_it(two: Cluster) -> None:
-    controller = two.controllers[0]
-    volume = create(controller, "pvc-a", "node-a")
-    forget = ("node", "forget", "node-a", "--namespace", "stillframe")
-    refused = two.command(*forget)
-    assert refused.returncode == 5 and "kubectl delete node node-a" in refused.stderr
-    two.nodes["node-a"].kill()
-    two.api.core.delete_node("node-a")
+def test_a_forgotten_node_takes_its_volumes_with_it(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
+    forget = ("node", "forget", node.name, "--namespace", "stillframe")
+    refused = shared.command(*forget)
+    assert refused.returncode == 5 and f"kubectl delete node {node.name}" in refused.stderr
+    node.kill()
+    shared.api.core.delete_node(node.name)
     request = csi_pb2.DeleteVolumeRequest(volume_id=volume)
     wait_until(lambda: "forget" in gone_text(controller, request))
-    assert two.command(*forget).returncode == 0
+    assert shared.command(*forget).returncode == 0
     delete(controller, volume)
     get = csi_pb2.ControllerGetVolumeRequest(volume_id=volume)
     with pytest.raises(grpc.RpcError) as raised:
         controller.controller.ControllerGetVolume(get, timeout=DEADLINE)
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
-    two.api.put_node("node-a")
+    shared.api.put_node(node.name)
     wait_until(lambda: "cannot be reached" in gone_text(controller, request))
 
 
@@ -240,55 +252,55 @@ def gone_text(controller: Controller, request: Any) -> str:
     return str(raised.value.details())
 
 
-def test_an_upload_of_a_group_is_given_up_and_deleted_without_its_node(two: Cluster) -> None:
-    controller, node = two.controllers[0], two.nodes["node-a"]
-    volumes = [create(controller, name, "node-a") for name in ("pvc-1", "pvc-2")]
+def test_an_upload_of_a_group_is_given_up_and_deleted_without_its_node(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volumes = [create(controller, name, node.name) for name in ("pvc-1", "pvc-2")]
     for name in ("pvc-1", "pvc-2"):
-        with open(node.engine.call("volume.attach", name=name)["device"], "wb", buffering=0) as file:
-            for _ in range(SIZE // MIB):
-                file.write(os.urandom(MIB))
+        fill(node.engine.call("volume.attach", name=name)["device"], SIZE)
     ask = csi_pb2.CreateVolumeGroupSnapshotRequest(name="both", source_volume_ids=volumes)
     group = controller.groups.CreateVolumeGroupSnapshot(ask, timeout=20).group_snapshot
     node.kill()
     node.engine.kill()
     ready = [item.ready_to_use for item in group.snapshots]
     assert not all(ready)
-    assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask) is grpc.StatusCode.FAILED_PRECONDITION
+    assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask, node.name) is grpc.StatusCode.FAILED_PRECONDITION
     for item in group.snapshots:
-        two.age(item.snapshot_id.rpartition(":")[2])
-    assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask) is grpc.StatusCode.INTERNAL
+        shared.age(item.snapshot_id.rpartition(":")[2])
+    assert refusal(controller.groups.CreateVolumeGroupSnapshot, ask, node.name) is grpc.StatusCode.INTERNAL
     gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id)
     controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=DEADLINE)
     for item in group.snapshots:
-        folder = two.folder / "repository/snapshots" / item.snapshot_id.rpartition(":")[2]
+        folder = shared.folder / "repository/snapshots" / item.snapshot_id.rpartition(":")[2]
         assert (folder / "deleted.json").exists()
-    assert not controller.controller.ListSnapshots(csi_pb2.ListSnapshotsRequest(), timeout=DEADLINE).entries
+    assert [snapshots_of(controller, volume) for volume in volumes] == [[], []]
 
 
-def test_a_repository_that_is_not_there_deletes_nothing(two: Cluster) -> None:
-    controller = two.controllers[0]
-    volume = create(controller, "pvc-a", "node-a")
+def test_a_repository_that_is_not_there_deletes_nothing(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
     handle = snapshot(controller, volume, "kept")
-    (two.folder / "repository").rename(two.folder / "elsewhere")
+    repository, table = shared.folder / "repository", shared.folder / "state/repositories.toml"
+    known = table.read_text()
+    repository.rename(shared.folder / "elsewhere")
     calls = controller.controller
     gone = csi_pb2.DeleteSnapshotRequest(snapshot_id=handle)
     assert refusal(calls.DeleteSnapshot, gone, "repository") is grpc.StatusCode.FAILED_PRECONDITION
     listing = csi_pb2.ListSnapshotsRequest()
     assert refusal(calls.ListSnapshots, listing, "repository") is grpc.StatusCode.FAILED_PRECONDITION
-    (two.folder / "state/repositories.toml").write_text("")
+    table.write_text("")
     assert refusal(calls.DeleteSnapshot, gone, "local") is grpc.StatusCode.FAILED_PRECONDITION
-    (two.folder / "elsewhere").rename(two.folder / "repository")
-    (two.folder / "state/repositories.toml").write_text(f'[repositories.local]\nurl = "file://{two.folder}/repository"\n')
+    (shared.folder / "elsewhere").rename(repository)
+    table.write_text(known)
     assert calls.CreateSnapshot(snapshot_request(volume, "kept"), timeout=DEADLINE).snapshot.ready_to_use
 
 
-def test_the_api_server_may_be_away_and_the_last_word_counts(two: Cluster) -> None:
-    controller = two.controllers[0]
-    volume = create(controller, "pvc-a", "node-a")
-    two.api.restart_server()
+def test_the_api_server_may_be_away_and_the_last_word_counts(shared: Cluster, node: NodePlugin) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-a", node.name)
+    shared.api.restart_server()
     get = csi_pb2.ControllerGetVolumeRequest(volume_id=volume)
     assert controller.controller.ControllerGetVolume(get, timeout=DEADLINE).volume.volume_id == volume
-    two.api.put_node("node-a", ready=False)
+    shared.api.put_node(node.name, ready=False)
 
     def is_noticed() -> bool:
         try:

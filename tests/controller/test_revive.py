@@ -9,16 +9,13 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from driver.controller.cluster import Cluster as View
 from driver.controller.kube import Kube
-from driver.controller.lease import Lease
-from driver.controller.nodes import Nodes
 from driver.controller.revive import REASON, Revive
 from driver.core.errors import KubernetesUnavailable
-from driver.rpc.tls import Certificates
-from tests.apiserver import CLUSTER_ROLE, LABELS, NAMESPACE, wait_until
+from tests.apiserver import CLUSTER_ROLE, NAMESPACE
 from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -36,15 +33,8 @@ def one(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def reviver(of: Cluster) -> Revive:
-    kube = Kube(NAMESPACE)
-    view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
-    view.start()
-    wait_until(lambda: view.is_known)
-    secret = of.secret("controller")
-    shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
-    lease = Lease(kube, "stillframe-controller", "one")
-    lease.renew()
-    return Revive(Nodes(view, lambda: shown, of.port), kube, lease, remake=True)
+    replica = of.replica("one")
+    return Revive(replica.nodes, replica.kube, replica.lease, remake=True)
 
 
 def allow(of: Cluster, rules: list[Any]) -> None:

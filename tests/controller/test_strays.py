@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import grpc
@@ -10,18 +9,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from csi import csi_pb2
-from driver.controller.cluster import Cluster as View
 from driver.controller.inventory import Listed, listed
-from driver.controller.kube import Kube
-from driver.controller.lease import Lease
-from driver.controller.nodes import Nodes
 from driver.controller.seen import VolumeSeen
 from driver.controller.strays import Strays, left_behind, without_pv
 from driver.rpc.names import MAKING_KEY, NAME_KEY
-from driver.rpc.tls import Certificates
-from tests.apiserver import LABELS, NAMESPACE
 from tests.clusters import Cluster, cluster
-from tests.controller.test_routing import create, volume_of
+from tests.controller.test_routing import create, delete, volume_of
 from tests.waiting import wait_until
 
 
@@ -47,10 +40,9 @@ def test_only_what_its_claim_has_left_may_go() -> None:
     assert left_behind(orphans, known) == [left]
 
 
-@pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def two() -> Iterator[Cluster]:
     with cluster() as made:
-        monkeypatch.setitem(os.environ, "KUBECONFIG", str(made.api.kubeconfig()))
         made.controller("--lease", "another")
         for name in ("node-a", "node-b"):
             made.node(name)
@@ -59,21 +51,41 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 def strays(of: Cluster, identity: str) -> Strays:
     """A replica's, with its own view of the cluster."""
-    kube = Kube(NAMESPACE)
-    view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
-    view.start()
-    wait_until(lambda: view.is_known)
-    secret = of.secret("controller")
-    shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
-    lease = Lease(kube, "stillframe-controller", identity)
-    lease.renew()
-    return Strays(Nodes(view, lambda: shown, of.port), kube, lease)
+    replica = of.replica(identity)
+    return Strays(replica.nodes, replica.kube, replica.lease)
 
 
 def metrics(of: Strays) -> str:
     registry = CollectorRegistry()
     registry.register(of)
     return generate_latest(registry).decode()
+
+
+def test_what_no_claim_has_is_shown_by_one_replica_and_by_a_command(two: Cluster) -> None:
+    controller = two.controllers[0]
+    orphan = create(controller, "pvc-orphan", "node-a")
+    bound = create(controller, "pvc-bound", "node-b")
+    two.api.put_volume("pvc-bound", bound)
+    one, other = strays(two, "one"), strays(two, "other")
+    one.turn()
+    assert orphan not in metrics(one), "it may have been made a moment ago"
+    one.turn()
+    other.turn()
+    other.turn()
+    assert f'stillframe_volume_without_pv{{name="pvc-orphan",node="node-a",volume="{orphan}"}} 1.0' in metrics(one)
+    assert bound not in metrics(one) and orphan not in metrics(other)
+    shown = two.command("--output", "json", "controller", "orphans", "--endpoint", controller.endpoint)
+    assert shown.returncode == 0, shown.stderr
+    assert orphan in shown.stdout and bound not in shown.stdout
+    two.nodes["node-b"].kill()
+    shown = two.command("controller", "orphans", "--endpoint", controller.endpoint)
+    assert shown.returncode == 0, shown.stderr
+    assert orphan in shown.stdout and "not known: the volumes of node-b," in shown.stdout
+    delete(controller, orphan)
+    one.turn()
+    assert orphan not in metrics(one)
+    two.nodes["node-b"].run()
+    delete(controller, bound)
 
 
 def test_a_claim_that_moved_on_leaves_nothing_behind(two: Cluster) -> None:
@@ -104,28 +116,3 @@ def test_a_claim_that_moved_on_leaves_nothing_behind(two: Cluster) -> None:
 
     wait_until(is_gone)
     assert two.nodes["node-b"].volumes() == {"pvc-1": bound}
-
-
-def test_what_no_claim_has_is_shown_by_one_replica_and_by_a_command(two: Cluster) -> None:
-    controller = two.controllers[0]
-    orphan = create(controller, "pvc-orphan", "node-a")
-    bound = create(controller, "pvc-bound", "node-b")
-    two.api.put_volume("pvc-bound", bound)
-    one, other = strays(two, "one"), strays(two, "other")
-    one.turn()
-    assert orphan not in metrics(one), "it may have been made a moment ago"
-    one.turn()
-    other.turn()
-    other.turn()
-    assert f'stillframe_volume_without_pv{{name="pvc-orphan",node="node-a",volume="{orphan}"}} 1.0' in metrics(one)
-    assert bound not in metrics(one) and orphan not in metrics(other)
-    shown = two.command("--output", "json", "controller", "orphans", "--endpoint", controller.endpoint)
-    assert shown.returncode == 0, shown.stderr
-    assert orphan in shown.stdout and bound not in shown.stdout
-    two.nodes["node-b"].kill()
-    shown = two.command("controller", "orphans", "--endpoint", controller.endpoint)
-    assert shown.returncode == 0, shown.stderr
-    assert orphan in shown.stdout and "not known: the volumes of node-b," in shown.stdout
-    controller.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=orphan), timeout=10)
-    one.turn()
-    assert orphan not in metrics(one)

@@ -8,8 +8,9 @@ import pytest
 from kubernetes import client
 
 from driver.cli.attached import attached_in
-from tests.apiserver import LABELS, NAMESPACE, free_port
+from tests.apiserver import LABELS, NAMESPACE
 from tests.clusters import Cluster, cluster
+from tests.servers import free_port
 
 CHECK = ("uninstall-check", "--namespace", NAMESPACE, "--wait")
 

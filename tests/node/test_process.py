@@ -23,12 +23,13 @@ from csi import pluginregistration_pb2_grpc as services
 from driver.controller import authority
 from driver.core.sizes import MIB
 from driver.rpc.tls import NODE_NAME
-from tests.apiserver import free_port, wait_until
 from tests.controller.test_tls import certificates, lay_out, now
 from tests.engines import Engine, engine
 from tests.metrics import check_served
 from tests.oracle import fill
 from tests.plugins import Plugin, block_capability, mount_capability, plugin
+from tests.servers import free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture
