@@ -89,9 +89,11 @@ class KeeperClient:
         return self._call("take", volume=volume, roles=list(roles))[1]
 
     def drop(self, volume: str, roles: Sequence[str] = ()) -> None:
+        """Have the keeper close what it holds of a volume for these roles, or all of it. What it lacks is no error."""
         self._call("drop", volume=volume, roles=list(roles))
 
     def keep(self, volume: str, key: str, name: str, argument: dict[str, Any]) -> None:
+        """Have the keeper start the process `name` of a volume, known by `key`, and start it again whenever it dies."""
         self._call("keep", volume=volume, key=key, name=name, argument=argument)
 
     def kick(self, volume: str, key: str) -> None:
@@ -99,6 +101,7 @@ class KeeperClient:
         self._call("kick", volume=volume, key=key)
 
     def unkeep(self, volume: str, key: str | None = None) -> None:
+        """Kill a kept process, or all of the volume, for good. Returns when they are dead."""
         self._call("unkeep", volume=volume, key=key)
 
     def run(self, helper: str, volumes: Sequence[str], **argument: Any) -> dict[str, Any]:
@@ -118,9 +121,11 @@ class KeeperClient:
         return list(self._call("show", volume=volume)[0]["roles"])
 
     def list(self) -> dict[str, Any]:
+        """What the keeper holds: roles and processes by volume, the pids of service and transfer supervisor (0: none)."""
         return self._call("list")[0]
 
     def stop(self) -> None:
+        """Have the keeper end, and with it the engine: no service is started any more."""
         self._call("stop")
 
 

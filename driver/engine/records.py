@@ -109,15 +109,19 @@ class Folder:
         return str(content["engine_id"])
 
     def volume_folder(self, volume_id: str) -> Path:
+        """Where a volume's record and disk are; it need not exist."""
         return self.path / "volumes" / volume_id
 
     def session_folder(self, session_id: str) -> Path:
+        """Where a session's record and spool are; it need not exist."""
         return self.path / "sessions" / session_id
 
     def save_volume(self, record: VolumeRecord) -> None:
+        """Write the record durably, in one piece; its folder is there. Raises OSError."""
         files.write_json(self.volume_folder(record.id) / "volume.json", asdict(record))
 
     def save_session(self, record: SessionRecord) -> None:
+        """Write the record durably, in one piece; its folder is made. Raises OSError."""
         folder = self.session_folder(record.id)
         files.make_folder(folder)
         files.write_json(folder / "session.json", asdict(record))
@@ -153,6 +157,7 @@ class Folder:
         shutil.rmtree(folder, ignore_errors=True)
 
     def remove_session(self, session_id: str) -> None:
+        """Remove record, then spool. Nothing happens if it is gone."""
         folder = self.session_folder(session_id)
         with contextlib.suppress(FileNotFoundError):
             files.remove(folder / "session.json")

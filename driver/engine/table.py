@@ -41,10 +41,12 @@ class Table:
         self._aborted: set[str] = set()
 
     def record(self, session: str) -> SessionRecord | None:
+        """The record of a session's id."""
         with self._lock:
             return self._records.get(session)
 
     def all(self) -> list[SessionRecord]:
+        """All records, the oldest first."""
         with self._lock:
             return sorted(self._records.values(), key=lambda record: (record.created, record.name))
 
@@ -79,10 +81,12 @@ class Table:
             self._aborted.add(session)
 
     def is_aborted(self, session: str) -> bool:
+        """Whether the session is to end without a commit."""
         with self._lock:
             return session in self._aborted
 
     def known_meter(self, record: SessionRecord) -> Meter | None:
+        """The session's meter, if one was made."""
         with self._lock:
             return self._meters.get(record.id)
 

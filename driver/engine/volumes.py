@@ -60,6 +60,7 @@ class Volumes:
             yield
 
     def record(self, name: str) -> VolumeRecord:
+        """The volume of that name. Raises InvalidArgument, NotFound."""
         check_name("volume", name)
         with self._table:
             record = self._records.get(name)
@@ -80,10 +81,12 @@ class Volumes:
         return self.by_id(volume).name if is_id(volume) else volume
 
     def all(self) -> list[VolumeRecord]:
+        """All volumes, by name."""
         with self._table:
             return sorted(self._records.values(), key=lambda record: record.name)
 
     def save(self, record: VolumeRecord) -> VolumeRecord:
+        """Durably, then for all to see. The volume is locked. Raises OSError."""
         self._folder.save_volume(record)
         with self._table:
             self._records[record.name] = record
@@ -101,6 +104,7 @@ class Volumes:
                 del self._sessions[volume_id]
 
     def session_of(self, volume_id: str) -> str | None:
+        """The id of the session that the volume is in."""
         with self._table:
             return self._sessions.get(volume_id)
 
@@ -158,6 +162,7 @@ class Volumes:
     # --- paths
 
     def disk(self, record: VolumeRecord) -> Path:
+        """The backing file."""
         return self._folder.volume_folder(record.id) / "disk"
 
     def _node(self, record: VolumeRecord) -> str:

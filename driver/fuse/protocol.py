@@ -135,6 +135,7 @@ def answer_attr(unique: int, size_bytes: int) -> bytes:
 
 
 def answer_open(unique: int) -> bytes:
+    """The answer to OPEN: direct I/O, writes in parallel."""
     return answer(unique, _OPEN_OUT.pack(0, FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES, 0))
 
 
@@ -144,6 +145,7 @@ def answer_statfs(unique: int, size_bytes: int) -> bytes:
 
 
 def answer_write(unique: int, size: int) -> bytes:
+    """The answer to a WRITE of which `size` bytes were written."""
     return _WRITE_ANSWER.pack(24, 0, unique, size, 0)
 
 
@@ -153,6 +155,7 @@ def answer_data_head(unique: int, length: int) -> bytes:
 
 
 def answer(unique: int, body: bytes = b"") -> bytes:
+    """The answer of success to a request, with what belongs to it."""
     return _OUT_HEADER.pack(16 + len(body), 0, unique) + body
 
 

@@ -118,6 +118,7 @@ def syncfs(fd: int) -> None:
 
 
 def mlock(address: int, length: int) -> None:
+    """Keep [address, address + length) in memory (mlock(2)). Raises OSError: EPERM, ENOMEM beyond RLIMIT_MEMLOCK."""
     _check(_libc.mlock(address, length), "mlock")
 
 

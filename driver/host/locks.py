@@ -55,6 +55,7 @@ class RecordLocks:
         return True
 
     def release(self, start: int, length: int = 1) -> None:
+        """Give up what we hold of [start, start + length). Raises OSError."""
         words = self._words
         words[0] = _UNLOCK
         words[1] = start

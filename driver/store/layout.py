@@ -28,14 +28,17 @@ def region(lineage: str, name: str) -> str:
 
 
 def pending(snapshot: str) -> str:
+    """What announces a snapshot in the making."""
     return f"snapshots/{snapshot}/pending.json"
 
 
 def manifest(snapshot: str) -> str:
+    """What commits a snapshot, or says that it never will be."""
     return f"snapshots/{snapshot}/manifest.json"
 
 
 def tombstone(snapshot: str) -> str:
+    """What deletes a snapshot."""
     return f"snapshots/{snapshot}/deleted.json"
 
 

@@ -91,21 +91,26 @@ class PackBuffers:
         self._words = self._bytes.cast("Q")
 
     def get(self, word: Header) -> int:
+        """A word of the header."""
         return self._words[word]
 
     def set(self, word: Header, value: int) -> None:
+        """Store a word of the header, by the one process whose word it is."""
         self._words[word] = value
 
     def _word(self, pack: int) -> int:
         return (HEADER_BYTES + pack * BUFFER_BYTES) // 8
 
     def state(self, pack: int) -> State:
+        """A buffer's state."""
         return State(self._words[self._word(pack)])
 
     def set_state(self, pack: int, state: State) -> None:
+        """Hand a buffer on: whoever the new state belongs to may use it at once."""
         self._words[self._word(pack)] = state
 
     def packs_in(self, state: State) -> list[int]:
+        """The buffers of a state, by number."""
         return [pack for pack in range(self.count) if self._words[self._word(pack)] == state]
 
     def open(self, pack: int) -> None:
@@ -114,6 +119,7 @@ class PackBuffers:
         self.set_state(pack, State.FILLING)
 
     def entry_count(self, pack: int) -> int:
+        """How many entries a buffer's directory has."""
         return self._words[self._word(pack) + 1]
 
     def entries(self, pack: int) -> list[Entry]:

@@ -33,6 +33,7 @@ def close(shared: Shared, locks: Locks) -> None:
 
 
 def open_again(shared: Shared, locks: Locks) -> None:
+    """Open a gate that we closed."""
     shared.words[Word.GATE] = 0
     locks.release(LOCK_GATE)
 
