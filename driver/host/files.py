@@ -34,6 +34,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def pwrite_all(fd: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at `offset`, in as many calls as that takes. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def remove(path: Path) -> None:
     """Unlink a file, if it is there, durably: also one that somebody unlinked who died before it was."""
     with contextlib.suppress(FileNotFoundError):

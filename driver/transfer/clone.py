@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from driver.core.sizes import CHUNK_BYTES
+from driver.host import files
 from driver.host.diskerrors import disk_error
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State
 
@@ -40,9 +41,7 @@ def _write(packs: PackBuffers, pack: int, backing: int) -> None:
     stored = 0
     for first, place, count in _runs(packs, pack):
         data = packs.data(pack, place, count)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(backing, data[done:], first * CHUNK_BYTES + done)
+        files.pwrite_all(backing, data, first * CHUNK_BYTES)
         stored += count
     zero = sum(entry.count for entry in packs.entries(pack) if entry.kind is Kind.ZERO)
     packs.set(Header.STORED_CHUNKS, packs.get(Header.STORED_CHUNKS) + stored)

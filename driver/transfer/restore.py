@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from driver.core.errors import DeviceError, InvalidArgument, NotFound, OutOfSpace, StillframeError
 from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, MIB, chunks_of
+from driver.host import files
 from driver.store.port import ObjectStore
 from driver.transfer import catalog, plan, region
 from driver.transfer.chunks import Decompressor
@@ -46,9 +47,7 @@ class BackingFile:
     def write(self, data: memoryview, offset: int) -> None:
         """`data` is page-aligned. Raises OutOfSpace, DeviceError."""
         try:
-            while data:
-                written = os.pwrite(self._fd, data, offset)
-                data, offset = data[written:], offset + written
+            files.pwrite_all(self._fd, data, offset)
         except OSError as error:
             raise _file_error(error) from error
 

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 from driver.core.errors import DeviceError, Internal, OutOfSpace, StillframeError
 from driver.core.sizes import CHUNKS_PER_REGION, GIB, MIB
+from driver.host import files
 from driver.transfer.region import BYTES_MAX, CHUNK, ZERO_CHUNK, Chunk, Codec
 
 _HEADER: Final = struct.Struct("<8sQ")
@@ -185,11 +186,8 @@ class Spool:
             raise Internal(f"chunks {first} to {first + count} are not in a volume of {self._chunks} chunks")
 
     def _write(self, data: bytes, offset: int) -> None:
-        view = memoryview(data)
         try:
-            while view:
-                written = os.pwrite(self._fd, view, offset)
-                view, offset = view[written:], offset + written
+            files.pwrite_all(self._fd, data, offset)
         except OSError as error:
             raise _spool_error(error) from error
 

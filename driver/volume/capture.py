@@ -26,6 +26,7 @@ from driver.core.sizes import (
     UNIT_BYTES,
     UNITS_PER_CHUNK,
 )
+from driver.host import files
 from driver.volume.backing import Backing
 from driver.volume.layout import (
     FIRST_SPILL,
@@ -223,10 +224,8 @@ class Capture:
         buffer = self._scratch[: count * UNIT_BYTES]
         self._backing.read(buffer, offset)
         assert self._spill is not None  # else nothing of it could be allocated
-        done = 0
         try:
-            while done < len(buffer):
-                done += os.pwrite(self._spill, buffer[done:], (slot - FIRST_SPILL) * UNIT_BYTES + done)
+            files.pwrite_all(self._spill, buffer, (slot - FIRST_SPILL) * UNIT_BYTES)
         except OSError as error:
             raise SpillFailed(error.errno or errno.EIO) from error
         self._words[SlotWord.SPILLED] += count

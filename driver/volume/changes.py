@@ -114,9 +114,9 @@ def save(shared: Shared, path: Path, base: str) -> None:
         digest = hashlib.sha256()
         os.ftruncate(fd, PAGE + chunks)
         for first, piece in _pieces(shared.fd, _at(current(shared)), chunks):
-            _write(fd, piece, PAGE + first)
+            files.pwrite_all(fd, piece, PAGE + first)
             digest.update(first.to_bytes(8, "little") + piece)
-        _write(fd, _HEADER.pack(_MAGIC, chunks, _digest(base), digest.digest()), 0)
+        files.pwrite_all(fd, _HEADER.pack(_MAGIC, chunks, _digest(base), digest.digest()), 0)
         os.fsync(fd)
         os.rename(beside, path)
         files.sync_folder(path.parent)
@@ -133,7 +133,7 @@ def save_none(path: Path, size_bytes: int, base: str) -> None:
     content = _HEADER.pack(_MAGIC, chunks_of(size_bytes), _digest(base), hashlib.sha256().digest())
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        _write(fd, content, 0)
+        files.pwrite_all(fd, content, 0)
         os.ftruncate(fd, PAGE + chunks_of(size_bytes))
         os.fsync(fd)
     finally:
@@ -152,7 +152,7 @@ def move(path: Path, base: str, to: str) -> None:
         if len(header) == _HEADER.size:
             magic, chunks, of, digest = _HEADER.unpack(header)
             if of == _digest(base):
-                _write(fd, _HEADER.pack(magic, chunks, _digest(to), digest), 0)
+                files.pwrite_all(fd, _HEADER.pack(magic, chunks, _digest(to), digest), 0)
                 os.fsync(fd)
     finally:
         os.close(fd)
@@ -190,13 +190,6 @@ def load(shared: Shared, path: Path, base: str) -> None:
 
 def _digest(base: str) -> bytes:
     return hashlib.sha256(base.encode()).digest()
-
-
-def _write(fd: int, data: memoryview | bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
 
 
 def _at(which: int) -> int:
