@@ -42,7 +42,7 @@ def prepare_mounts(state: str) -> int:
     devices = f"{state}/{_DEVICES}"
     os.makedirs(devices, mode=0o700, exist_ok=True)
     if not os.path.ismount(devices):
-        kernel.mount("stillframe-dev", devices, "tmpfs", kernel.MS_NOSUID | kernel.MS_NOEXEC, "mode=0700,size=1m")
+        kernel.mount(mountinfo.DEVICES_SOURCE, devices, "tmpfs", kernel.MS_NOSUID | kernel.MS_NOEXEC, "mode=0700,size=1m")
     host = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     kernel.unshare_mounts()
     let_go_of_volumes()

@@ -17,11 +17,8 @@ from driver.core.errors import DeviceError, FailedPrecondition, InvalidArgument,
 from driver.core.sizes import MIB, format_size
 from driver.host import loop, mountinfo, superblocks
 from driver.host.run import finish, run
-from driver.host.superblocks import HEAD_BYTES, PLACE_BYTES, Sizes
+from driver.host.superblocks import FILE_SYSTEMS, HEAD_BYTES, PLACE_BYTES, XFS_BYTES_MIN, Sizes
 
-SUPPORTED: Final = ("ext4", "xfs")
-XFS_BYTES_MIN: Final = 300 * MIB
-"""mkfs.xfs refuses below (mkfs/xfs_mkfs.c, validate_supported)."""
 PARTITION_TABLE: Final = "partition table"
 
 _LOOKED_AT_BYTES: Final = MIB
@@ -186,8 +183,8 @@ def _unknown_data(device: str) -> FailedPrecondition:
 
 
 def _check_type(fstype: str) -> None:
-    if fstype not in SUPPORTED:
-        raise InvalidArgument(f"{fstype} is not supported", f"use one of: {', '.join(SUPPORTED)}")
+    if fstype not in FILE_SYSTEMS:
+        raise InvalidArgument(f"{fstype} is not supported", f"use one of: {', '.join(FILE_SYSTEMS)}")
 
 
 def _check_arguments(device: str, fstype: str) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+DEVICES_SOURCE: Final = "stillframe-dev"
+"""What the engine's file system of device nodes is called."""
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 

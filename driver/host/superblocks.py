@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from driver.core.errors import DataCorrupt
+from driver.core.sizes import MIB
 
+FILE_SYSTEMS: Final = ("ext4", "xfs")
+XFS_BYTES_MIN: Final = 300 * MIB
+"""mkfs.xfs refuses below (mkfs/xfs_mkfs.c, validate_supported)."""
 HEAD_BYTES: Final = 4096
 """How much of the device's start these functions read."""
 PLACE_BYTES: Final = {"ext4": 2048, "xfs": 512}

@@ -10,8 +10,6 @@ from typing import Final
 from driver.host import freeze, mountinfo
 from driver.host.mountinfo import Mount
 
-_NODES: Final = "stillframe-dev"
-"""What the engine's mount of device nodes is called."""
 _DELETED: Final = "//deleted"
 
 
@@ -20,7 +18,7 @@ def volume_of(mount: Mount, devices: str) -> str | None:
     if os.path.dirname(mount.source) == devices:
         return os.path.basename(mount.source)
     root = mount.root.removesuffix(_DELETED)
-    return root.removeprefix("/") if mount.source == _NODES and root != "/" else None
+    return root.removeprefix("/") if mount.source == mountinfo.DEVICES_SOURCE and root != "/" else None
 
 
 def dead_targets(mounts: Sequence[Mount], devices: str, current: Mapping[str, str]) -> dict[str, list[str]]:
@@ -33,7 +31,7 @@ def dead_targets(mounts: Sequence[Mount], devices: str, current: Mapping[str, st
         name = volume_of(mount, devices)
         if name is None:
             continue
-        if mount.source == _NODES:  # the engine removes a node with its device, and makes another one
+        if mount.source == mountinfo.DEVICES_SOURCE:  # the engine removes a node with its device, and makes another one
             is_dead = mount.root.endswith(_DELETED) or name not in current
         else:
             is_dead = current.get(name) != mount.device

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from csi import csi_pb2
 from driver.core.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -19,8 +19,6 @@ from driver.node.here import Here
 from driver.rpc import capabilities, parameters
 from driver.rpc.names import parse_handle
 
-DEVICES_SOURCE: Final = "stillframe-dev"
-"""What the engine's file system of device nodes is called in mountinfo."""
 READ_ONLY_MODE = csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_READER_ONLY
 
 
@@ -53,11 +51,11 @@ def take_away(path: str, devices: str) -> None:
     """Unmount what is mounted at `path`. Nothing happens if nothing is. Raises FailedPrecondition for what is not ours: it
     stands on no device in the folder `devices`."""
     for mount in mountinfo.mounts_at(path):
-        if mount.source != DEVICES_SOURCE and os.path.dirname(mount.source) != devices:
+        if mount.source != mountinfo.DEVICES_SOURCE and os.path.dirname(mount.source) != devices:
             raise FailedPrecondition(
                 f"{path} is the mount point of {mount.source}, which is no volume of this driver", f"see: findmnt {path}"
             )
-        if mount.source != DEVICES_SOURCE and _is_dead(mount):
+        if mount.source != mountinfo.DEVICES_SOURCE and _is_dead(mount):
             let_go(mount.target)
     mounts.unmount(path)
 
@@ -73,7 +71,7 @@ def _is_dead(mount: mountinfo.Mount) -> bool:
 def _is_left_over(mount: mountinfo.Mount, path: str, device: str) -> bool:
     if mount.source == device:
         return mount not in mountinfo.mounts_of(device)
-    return mount.source == DEVICES_SOURCE and os.stat(path).st_rdev != os.stat(device).st_rdev
+    return mount.source == mountinfo.DEVICES_SOURCE and os.stat(path).st_rdev != os.stat(device).st_rdev
 
 
 class Staging:

@@ -8,13 +8,11 @@ from typing import Final
 
 from csi import csi_pb2
 from driver.core.errors import InvalidArgument, OutOfRange, StillframeError
-from driver.core.sizes import GIB, MIB, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, format_size, volume_size
+from driver.core.sizes import GIB, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, format_size, volume_size
+from driver.host.superblocks import FILE_SYSTEMS, XFS_BYTES_MIN
 
-FILE_SYSTEMS: Final = ("ext4", "xfs")
 DEFAULT_FILE_SYSTEM: Final = "ext4"
 DEFAULT_BYTES: Final = GIB
-XFS_BYTES_MIN: Final = 300 * MIB
-"""mkfs.xfs refuses less (xfsprogs 5.19)."""
 _Mode = csi_pb2.VolumeCapability.AccessMode
 WRITERS: Final = (_Mode.SINGLE_NODE_WRITER, _Mode.SINGLE_NODE_SINGLE_WRITER, _Mode.SINGLE_NODE_MULTI_WRITER)
 MODES: Final = (*WRITERS, _Mode.SINGLE_NODE_READER_ONLY)

@@ -7,7 +7,6 @@ buffers, the new backing file; restore: the backing file). Started by the transf
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -34,7 +33,6 @@ from driver.transfer.restore import WORKERS, BackingFile, Nowhere, Reader, Targe
 from driver.transfer.spool import Spool
 
 _REPORT_SECONDS: Final = 0.2
-_M_ARENA_MAX: Final = -8  # malloc.h
 Spec = dict[str, Any]
 Result = dict[str, Any]
 
@@ -222,7 +220,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Run the job to its end. Exits with 0 whatever the outcome, which PROGRESS was told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kernel.set_process_name(f"sf-{arguments[1]}")
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    kernel.one_malloc_arena()
     report = Report(int(arguments[3]))
     try:
         with open(int(arguments[2])) as file:

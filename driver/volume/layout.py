@@ -33,7 +33,7 @@ from driver.core.sizes import (
     TIB,
     UNIT_BYTES,
 )
-from driver.fuse.protocol import MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
+from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MAX_WRITE_BYTES, MESSAGE_HEAD_BYTES
 from driver.host.kernel import fallocate
 
 PAGE: Final = 4096
@@ -270,7 +270,7 @@ def _named(words: memoryview) -> int:
 
 def punch(fd: int, offset: int, length: int) -> None:
     """Release pages of a memfd: they read as zeros from then on."""
-    fallocate(fd, 0x03, offset, length)  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, linux/falloc.h
+    fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)
 
 
 assert DIRTY_AT % PAGE == 0 and REGIONS_AT % PAGE == 0 and CHUNKS_AT % PAGE == 0 and OWNERS_AT % PAGE == 0

@@ -13,7 +13,8 @@ import pytest
 from driver.core.errors import DeviceError, FailedPrecondition, InvalidArgument, NotPermitted
 from driver.core.sizes import KIB, MIB
 from driver.host import filesystems, mounts
-from driver.host.filesystems import XFS_BYTES_MIN, check, grow, grow_offline, make, needs_growth, what_is_on
+from driver.host.filesystems import check, grow, grow_offline, make, needs_growth, what_is_on
+from driver.host.superblocks import XFS_BYTES_MIN
 from tests.engines import run
 from tests.linux.conftest import Disks
 
