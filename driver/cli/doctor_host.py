@@ -52,7 +52,7 @@ def gather(client: Client, groups: Iterable[str]) -> HostFacts:
     state, looks = client.state, "kernel" in wanted and is_root
     return HostFacts(
         version=__version__, user=settings.effective_user(), kernel=os.uname().release, machine=os.uname().machine,
-        capabilities=_capabilities(), features=_features(),
+        capabilities=kernel.capabilities(), features=_features(),
         fuse=_fuse_minor() if looks else None, loop=_loop(state) if looks else None,
         fuse_timeout=_number(Path("/proc/sys/fs/fuse/max_request_timeout")),
         programs={name: _version(name) for name in PROGRAMS} if "host" in wanted else {},
@@ -68,12 +68,6 @@ def _number(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _capabilities() -> int:
-    """The effective ones of this process (proc_pid_status(5))."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return int(found[1], 16) if found else 0
 
 
 # --- the kernel

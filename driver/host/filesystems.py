@@ -10,12 +10,11 @@ import os
 import struct
 from collections.abc import Sequence
 from fcntl import ioctl
-from pathlib import Path
 from typing import Final
 
 from driver.core.errors import DeviceError, FailedPrecondition, InvalidArgument, NotPermitted
 from driver.core.sizes import MIB, format_size
-from driver.host import loop, mountinfo, superblocks
+from driver.host import kernel, loop, mountinfo, superblocks
 from driver.host.run import finish, run
 from driver.host.superblocks import FILE_SYSTEMS, HEAD_BYTES, PLACE_BYTES, XFS_BYTES_MIN, Sizes
 
@@ -235,10 +234,7 @@ def _sizes(device: str, fstype: str) -> Sizes:
 
 
 def _may_resize_online() -> bool:
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-    return False
+    return bool(kernel.capabilities() >> _CAP_SYS_RESOURCE & 1)
 
 
 def _head(device: str) -> bytes:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import struct
+from pathlib import Path
 from typing import Final
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -115,6 +116,12 @@ def enter_mounts(fd: int) -> None:
 def syncfs(fd: int) -> None:
     """Write back the file system that `fd` is on. Raises OSError."""
     _check(_libc.syncfs(fd), "syncfs")
+
+
+def capabilities() -> int:
+    """The effective ones of this thread, a bit each (proc_pid_status(5), linux/capability.h)."""
+    status = Path("/proc/thread-self/status").read_text()
+    return int(status.partition("\nCapEff:")[2].split()[0], 16)
 
 
 def mlock(address: int, length: int) -> None:
