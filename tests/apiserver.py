@@ -8,7 +8,6 @@ import functools
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from tests.servers import find_program
+from tests.servers import find_program, free_port
 from tests.waiting import wait_until
 
 NAMESPACE = "stillframe"
@@ -51,12 +50,6 @@ CLUSTER_ROLE = [
     client.V1PolicyRule(api_groups=[""], resources=["events"], verbs=["create", "patch"]),
 ]
 """What docs/controller.md says that the controller needs; the tests give it no more."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Api:

@@ -31,7 +31,7 @@ from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
 from driver.rpc.tls import Certificates
-from tests.apiserver import LABELS, NAMESPACE, Api, api_server, free_port
+from tests.apiserver import LABELS, NAMESPACE, Api, api_server
 from tests.engines import Engine
 from tests.plugins import Plugin
 from tests.servers import free_port

@@ -98,7 +98,8 @@ def repository_tables(state: Path, **repositories: dict[str, str]) -> None:
     (state / "repositories.toml").write_text("\n\n".join(tables) + "\n")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -106,7 +107,7 @@ def _free_port() -> int:
 
 def _serve(command: Sequence[str]) -> S3Server:
     root = Path(tempfile.mkdtemp(prefix="stillframe-s3-"))
-    server = S3Server(command, root, _free_port())
+    server = S3Server(command, root, free_port())
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     atexit.register(server.stop)
     server.start()

@@ -19,7 +19,6 @@ from driver.core import messages
 from driver.core.errors import Unsupported
 from driver.core.sizes import MIB
 from driver.engine import handover
-from tests.apiserver import wait_until
 from tests.engines import Engine, engine
 from tests.faults.stops import engine_that_stops
 from tests.oracle import LoggedWriter, fill, read_device, state_in

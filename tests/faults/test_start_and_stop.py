@@ -19,6 +19,7 @@ from driver.engine.settings import CANNOT_START
 from driver.host.cgroup import limited
 from tests.engines import Engine, engine, mounted, run
 from tests.oracle import LoggedWriter, fill, read_device
+from tests.waiting import wait_until
 
 SIZE = 32 * MIB
 
