@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -13,7 +12,6 @@ from driver.cli.prune import prune
 from driver.core.errors import SnapshotFailed, StillframeError
 from driver.core.sizes import format_size
 
-_POLL_SECONDS: Final = 0.1
 _repository = click.option("--repository", help="A name from repositories.toml [default: the default one].")
 
 
@@ -51,15 +49,10 @@ def create(
 def _wait(context: Context, shown: dict[str, Any]) -> dict[str, Any]:
     try:
         with context.output.progress(f"snapshot {shown['name']}") as meter:
-            while shown["state"] == "uploading":
-                progress = shown["progress"] or {}
-                meter(progress.get("bytes_done", 0), progress.get("bytes_total", 0))
-                time.sleep(_POLL_SECONDS)
-                shown = context.client.call("snapshot.show", snapshot=shown["handle"])
+            return context.client.follow_snapshot(shown, meter)
     except KeyboardInterrupt:
         print(f"the snapshot goes on; see: stillframe snapshot show {shown['handle']}", file=sys.stderr)
         raise
-    return shown
 
 
 @snapshot.command(name="list")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from driver.core.errors import EngineUnavailable, NotPermitted, StillframeError
 
 _SECONDS: Final = 120.0
 _WAIT_SECONDS: Final = 0.2
+_POLL_SECONDS: Final = 0.1
 
 Result = dict[str, Any]
 
@@ -52,3 +54,12 @@ class Client:
                 raise StillframeError.from_message(status["error"])
             if status["state"] == "done":
                 return dict(status["result"] or {})
+
+    def follow_snapshot(self, shown: Result, on_progress: Callable[[int, int], None]) -> Result:
+        """Wait for the end of an upload: the snapshot's description then. `on_progress` is told bytes done, and in all."""
+        while shown["state"] == "uploading":
+            progress = shown["progress"] or {}
+            on_progress(progress.get("bytes_done", 0), progress.get("bytes_total", 0))
+            time.sleep(_POLL_SECONDS)
+            shown = self.call("snapshot.show", snapshot=shown["handle"])
+        return shown

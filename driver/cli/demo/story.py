@@ -19,7 +19,6 @@ from driver.host.run import run
 
 _TREES: Final = ("/usr/lib/python3", "/usr/share/doc", "/usr/share/perl", "/etc")
 _PHASE_SECONDS: Final = 3.0
-_POLL_SECONDS: Final = 0.05
 
 
 def tell(stage: Stage, size_bytes: int, output: Output) -> dict[str, Any]:
@@ -91,11 +90,7 @@ def _overwrite(tree: Path) -> None:
 
 def _wait(stage: Stage, snapshot: dict[str, Any], output: Output) -> dict[str, Any]:
     with output.progress("uploading") as meter:
-        while snapshot["state"] == "uploading":
-            progress = snapshot["progress"] or {}
-            meter(progress.get("bytes_done", 0), progress.get("bytes_total", 0))
-            time.sleep(_POLL_SECONDS)
-            snapshot = stage.client.call("snapshot.show", snapshot=snapshot["handle"])
+        snapshot = stage.client.follow_snapshot(snapshot, meter)
     if snapshot["state"] != "committed":
         error = StillframeError.from_message(snapshot["error"] or {})
         raise SnapshotFailed(f"the snapshot is {snapshot['state']}: {error.message}", error.hint)
