@@ -170,7 +170,7 @@ def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
 
 
 def test_the_keepers_death_fails_the_session_and_says_why() -> None:
-    with engine("--upload-rate", "4Mi") as made:
+    with engine("--upload-rate", "8Mi") as made:
         device = made.volume("v", SIZE)
         fill(device, SIZE)
         content = read_device(device, SIZE)

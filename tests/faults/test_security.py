@@ -76,7 +76,7 @@ def test_a_socket_that_was_opened_up_by_mistake_still_asks_who_is_there() -> Non
 def test_no_secret_is_in_a_log_an_argument_an_environment_or_an_error() -> None:
     """With keys that are right, and with ones that the store refuses."""
     server = rclone_server()
-    with engine("--upload-rate", "4Mi") as made:
+    with engine("--upload-rate", "8Mi") as made:
         bucket = server.make_bucket()
         for name, access in (("right", ACCESS), ("wrong", "somebody-else")):
             secret = SECRET if name == "wrong" else None

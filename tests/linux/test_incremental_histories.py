@@ -93,8 +93,7 @@ def test_a_note_of_what_changed_does_not_come_back(one: Engine) -> None:
     one.call("volume.detach", name="data")
     left = (folder / "changes").read_bytes()
     one.stop()
-    one.arguments = (*one.arguments, "--upload-rate", "1Mi")
-    one.start()
+    one.start(None, "--upload-rate", "1Mi")
     one.call("snapshot.create", volume="data", name="second", full=True)
     (folder / "changes").write_bytes(left)  # as that death would have left both
     kill_service(one)

@@ -156,7 +156,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 
 def test_metrics_tell_of_a_session_while_it_runs() -> None:
-    with engine("--upload-rate", "8Mi") as slow, plugin(slow, "--http", "0") as one:
+    with engine("--upload-rate", "16Mi") as slow, plugin(slow, "--http", "0") as one:
         volume = one.create("busy", 64 * MIB, block_capability())
         device = slow.call("volume.attach", name="busy")["device"]
         fill(device, 64 * MIB)
