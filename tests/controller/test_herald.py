@@ -15,7 +15,6 @@ from driver.controller.repositories import Repositories
 from driver.rpc.names import parse_handle
 from tests.apiserver import NAMESPACE
 from tests.clusters import Cluster, Replica
-from tests.controller.conftest import SLOW
 from tests.controller.test_lost_nodes import begin_upload, remove_snapshot
 from tests.controller.test_routing import create
 from tests.waiting import wait_until
@@ -130,7 +129,7 @@ def test_a_session_that_failed_is_told_with_the_reason_and_what_to_do(one: Clust
 
 
 def test_the_end_of_one_whose_node_is_gone_is_read_in_its_repository(one: Cluster) -> None:
-    node = one.node("node-b", *SLOW)
+    node = one.node("node-b", "--upload-rate", str(1 << 20))  # it is not done before it dies, however long that takes
     handle = begun(one, "data-4", "thursday", node.name)
     replica = one.replica("one")
     teller = herald(one, replica)
