@@ -58,7 +58,8 @@ class Plugin:
         """Start, and wait until it answers."""
         self.start_process(*arguments)
         wait_until(self.is_served)
-        self.channel = grpc.insecure_channel(self.endpoint, [("grpc.max_reconnect_backoff_ms", 200)])
+        options = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.use_local_subchannel_pool", 1)]  # not one's that was killed
+        self.channel = grpc.insecure_channel(self.endpoint, options)
         grpc.channel_ready_future(self.channel).result(20)
         return self
 
