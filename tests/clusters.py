@@ -33,7 +33,7 @@ from driver.controller.nodes import Nodes
 from driver.rpc.tls import Certificates
 from tests.apiserver import LABELS, NAMESPACE, Api, api_server
 from tests.engines import Engine
-from tests.plugins import Plugin
+from tests.plugins import CHANNEL_OPTIONS, Plugin
 from tests.servers import free_port
 from tests.waiting import wait_until
 
@@ -103,7 +103,7 @@ class Controller:
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 env={**os.environ, "KUBECONFIG": str(of.api.kubeconfig())},
             )  # fmt: skip
-        self.channel = grpc.insecure_channel(self.endpoint, [("grpc.max_reconnect_backoff_ms", 200)])
+        self.channel = grpc.insecure_channel(self.endpoint, CHANNEL_OPTIONS)
         self.identity: Any = csi_pb2_grpc.IdentityStub(self.channel)
         self.controller: Any = csi_pb2_grpc.ControllerStub(self.channel)
         self.groups: Any = csi_pb2_grpc.GroupControllerStub(self.channel)

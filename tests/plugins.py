@@ -16,6 +16,8 @@ from csi import csi_pb2, csi_pb2_grpc
 from tests.engines import Engine
 from tests.waiting import wait_until
 
+CHANNEL_OPTIONS = (("grpc.max_reconnect_backoff_ms", 200), ("grpc.use_local_subchannel_pool", 1))
+"""A process that is started again is not asked over a connection of the one before."""
 MODE = csi_pb2.VolumeCapability.AccessMode
 
 
@@ -58,8 +60,7 @@ class Plugin:
         """Start, and wait until it answers."""
         self.start_process(*arguments)
         wait_until(self.is_served)
-        options = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.use_local_subchannel_pool", 1)]  # not one's that was killed
-        self.channel = grpc.insecure_channel(self.endpoint, options)
+        self.channel = grpc.insecure_channel(self.endpoint, CHANNEL_OPTIONS)
         grpc.channel_ready_future(self.channel).result(20)
         return self
 
