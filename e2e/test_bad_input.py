@@ -85,10 +85,12 @@ def test_wrong_credentials(story: Story) -> None:
 
 @pytest.mark.parametrize(("handle", "words"), [
     (f"elsewhere:{NOWHERE}", ("elsewhere", "locked, main, slow")),
-    (f"main:{NOWHERE}", (f"main:{NOWHERE}",)),
-    ("nonsense", ("nonsense",)),
+    (f"main:{NOWHERE}", (f"can not find snapshot for snapshotID main:{NOWHERE}",)),
+    ("nonsense", ("can not find snapshot for snapshotID nonsense",)),
 ], ids=["of another repository", "of no snapshot", "of another driver"])  # fmt: skip
 def test_a_handle(story: Story, handle: str, words: tuple[str, ...]) -> None:
+    """Of a repository that there is, the snapshotter lists the snapshot; that nothing is found it says in its own words, of
+    which docs/troubleshooting.md tells what to do."""
     import_snapshot(story, "imported", handle)
     message = failure(story, "imported")
     assert all(word in message for word in words), message
