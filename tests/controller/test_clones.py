@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +14,7 @@ from driver.core.ids import new_id, snapshot_id
 from tests.clusters import Cluster, cluster
 from tests.controller.test_lost_nodes import DEADLINE, refusal, remove_snapshot
 from tests.controller.test_routing import SIZE, create, volume_of
+from tests.oracle import fill
 from tests.waiting import wait_until
 
 MIB = 1 << 20
@@ -34,9 +34,7 @@ def two() -> Iterator[Cluster]:
 def source(of: Cluster) -> str:
     """The handle of a volume on node-a, full of random bytes."""
     handle = create(of.controllers[0], "origin", "node-a")
-    with open(of.nodes["node-a"].engine.call("volume.attach", name="origin")["device"], "wb", buffering=0) as file:
-        for _ in range(SIZE // MIB):
-            file.write(os.urandom(MIB))
+    fill(of.nodes["node-a"].engine.call("volume.attach", name="origin")["device"], SIZE)
     return handle
 
 

@@ -135,7 +135,7 @@ def kill_for_good(made: Engine, volume: str, key: str) -> None:
 def test_a_sweeper_that_cannot_live_fails_its_snapshot_and_no_device() -> None:
     with engine("--upload-rate", "4Mi") as made:
         device = made.volume("v", SIZE)
-        fill(device, 64 * MIB)
+        fill(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         (sweeper,) = [key for key in made.processes("v") if key.startswith("sweep-")]
         transfer = made.call("engine.info")["processes"]["transfer"]
