@@ -120,7 +120,7 @@ def test_no_process_that_knows_a_secret_leaves_a_core() -> None:
 
 
 def dumped_core(folder: Path, *command: str, ready: str) -> bool:
-    """Whether a program that is told to dump its core (SIGQUIT) once its output says `ready` does so."""
+    """Whether a program that is told to dump its core (SIGABRT) once its output says `ready` does so."""
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -129,9 +129,9 @@ def dumped_core(folder: Path, *command: str, ready: str) -> bool:
         )  # fmt: skip
     wait_until(lambda: ready in log.read_text() or list(folder.rglob(ready)) or process.poll() is not None)
     assert process.poll() is None, log.read_text()
-    os.kill(process.pid, signal.SIGQUIT)
+    os.kill(process.pid, signal.SIGABRT)
     _, status = os.waitpid(process.pid, 0)
-    process.returncode = -signal.SIGQUIT
+    process.returncode = -signal.SIGABRT
     return os.WCOREDUMP(status)
 
 
