@@ -10,7 +10,6 @@ from driver.volume.layout import Shared, SlotWord, Word
 _BUSY_WITHIN_NANOSECONDS: Final = 20_000_000
 _FULL_SHARE: Final = 2
 _BACKLOG_SECONDS: Final = 1.0
-_BEHIND_SECONDS: Final = 0.005
 SLICES_MAX: Final = 4
 _LIFE_SECONDS: Final = 1.0
 """The sweeper shows that it is alive at least so often."""
@@ -32,10 +31,7 @@ class Pace:
         return words[Word.USED] * _FULL_SHARE > words[Word.MEMORY_LIMIT]
 
     def slices(self) -> int:
-        """How many slices to read at once: one, but `SLICES_MAX` where that keeps nobody waiting, because nobody uses the
-        volume, or where one at a time has fallen behind the rate, because the disk is busy."""
-        if self._seconds_per_byte:
-            return SLICES_MAX if time.monotonic() - self.due > _BEHIND_SECONDS else 1
+        """How many slices to read at once: `SLICES_MAX` while nobody uses the volume, else one."""
         return 1 if self._latency_of_users() else SLICES_MAX
 
     def after(self, length_bytes: int) -> None:

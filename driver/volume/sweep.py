@@ -1,10 +1,10 @@
 """The sweeper: visits the chunks that a session's parent lacks, fixes their bytes as of the cut, hands them to the sender.
 
-A chunk is read without a lock, in slices of at most 128 KiB of which up to four are read at once, into its final place in a
-pack buffer; then, under its lock, what was captured of it is laid over, its directory entry is stored, its word becomes
-SEALED. What the read raced with was captured first, so the overlay repairs it. A hole is decided under the locks of its
-chunks: untouched ones still hold what they held at the cut. One process a session, one thread but for the reads; a successor
-goes on where it died.
+A chunk is read without a lock, in slices of at most 128 KiB (up to four at once while nobody uses the volume), into its
+final place in a pack buffer; then, under its lock, what was captured of it is laid over, its directory entry is stored,
+its word becomes SEALED. What the read raced with was captured first, so the overlay repairs it. A hole is decided under
+the locks of its chunks: untouched ones still hold what they held at the cut. One process a session, one thread but for
+the reads; a successor goes on where it died.
 """
 
 from __future__ import annotations
