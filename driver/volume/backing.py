@@ -15,7 +15,8 @@ from driver.fuse.protocol import (
 )
 from driver.host.kernel import fallocate
 
-_READERS: Final = 4
+READS_MAX: Final = 4
+"""So many of `read_all` are under way at once."""
 
 
 class Backing(Protocol):
@@ -57,7 +58,7 @@ class BackingFile:
             self.read(*reads[0])
             return
         if self._readers is None:
-            self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+            self._readers = concurrent.futures.ThreadPoolExecutor(READS_MAX, thread_name_prefix="read")
         under_way = [self._readers.submit(self.read, *each) for each in reads]
         concurrent.futures.wait(under_way)
         for future in under_way:

@@ -23,6 +23,7 @@ import enum
 import mmap
 import os
 import uuid
+from collections.abc import Iterator
 from typing import Final
 
 from driver.core.sizes import (
@@ -241,22 +242,29 @@ def create_memory(size_bytes: int, thin: bool, slot_count: int = 0) -> int:
     """A new memfd laid out for a volume of `size_bytes` bytes, served with `slot_count` request slots (`set_slots`)."""
     fd = os.memfd_create("stillframe-volume", os.MFD_CLOEXEC)
     os.ftruncate(fd, MEMORY_BYTES)
-    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+    with _header(fd) as words:
         words[Word.SIZE_BYTES] = size_bytes
         words[Word.THIN] = int(thin)
         words[Word.SLOT_COUNT] = slot_count
     return fd
 
 
+@contextlib.contextmanager
+def _header(fd: int) -> Iterator[memoryview]:
+    """The header's words alone, of a memory that is not mapped as a whole."""
+    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+        yield words
+
+
 def running_session(fd: int) -> str | None:
     """The UUID of the session that runs in a volume's memory."""
-    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+    with _header(fd) as words:
         return _session_id(words)
 
 
 def volume_bytes(fd: int) -> int:
     """The size in bytes that a volume's memory says."""
-    with mmap.mmap(fd, PAGE) as header, memoryview(header) as raw, raw.cast("Q") as words:
+    with _header(fd) as words:
         return int(words[Word.SIZE_BYTES])
 
 

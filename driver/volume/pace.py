@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from driver.volume.backing import READS_MAX
 from driver.volume.layout import Shared, SlotWord, Word
 
 _BUSY_WITHIN_NANOSECONDS: Final = 20_000_000
 _FULL_SHARE: Final = 2
 _BACKLOG_SECONDS: Final = 1.0
-SLICES_MAX: Final = 4
+SLICES_MAX: Final = READS_MAX
 _LIFE_SECONDS: Final = 1.0
 """The sweeper shows that it is alive at least so often."""
 
