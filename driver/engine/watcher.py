@@ -146,12 +146,21 @@ class Watcher:
     def _release_for_good(self, volume_id: str, session: str, record: SessionRecord | None) -> None:
         """Give back the memory of a session that ended just before this service was started, or of which there is no record
         any more. The whole of a thread."""
+
+        def release() -> None:
+            with contextlib.suppress(NotFound):
+                self._transfer.cancel(session)
+            self._release_and_close(volume_id, session, is_base=record is not None and self._note_base(record))
+
+        self._insist(session, release)
+
+    @staticmethod
+    def _insist(session: str, do: Callable[[], object]) -> None:
+        """Do it, again and again until that works."""
         wait = 0.1
         while True:
             try:
-                with contextlib.suppress(NotFound):
-                    self._transfer.cancel(session)
-                self._release_and_close(volume_id, session, is_base=record is not None and self._note_base(record))
+                do()
                 return
             except (StillframeError, OSError) as error:
                 say("engine", f"session {session}: {error}; trying again")
@@ -332,16 +341,9 @@ class Watcher:
     def _finish_clone(self, session: str) -> None:
         """Do what the end of a clone still asks for, which was noted just before this service was started. The whole of a
         thread."""
-        wait = 0.1
         record = self._table.record(session)
-        while record is not None:
-            try:
-                self._clone_ended(record)
-                return
-            except (StillframeError, OSError) as error:
-                say("engine", f"session {record.name}: {error}; trying again")
-                time.sleep(wait)
-                wait = min(2 * wait, _AGAIN_SECONDS_MAX)
+        if record is not None:
+            self._insist(record.name, lambda: self._clone_ended(record))
 
     def _drop_clone(self, record: SessionRecord, error: dict[str, Any]) -> None:
         """Take away what a failed clone made, once its job says why. Its record goes last."""
