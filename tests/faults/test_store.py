@@ -144,13 +144,12 @@ def test_a_commit_that_outlives_its_engine_comes_too_late(made: Behind, proxy: P
         pytest.skip("versitygw is needed: a store that honours conditional PUTs")
     held, go_on = threading.Event(), threading.Event()
 
-    def decide(method: str, path: str) -> Action:
+    def hold(method: str, path: str) -> None:
         if method == "PUT" and "manifest.json" in path and not held.is_set():
             held.set()
             go_on.wait()
-        return PASS
 
-    proxy.decide = decide
+    proxy.hold = hold
     made.create("s")
     assert held.wait(60)
     made.engine.kill()

@@ -25,11 +25,13 @@ _CODES = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown", 507: "XMini
 
 
 class Proxy:
-    """`decide` says what to do with a request, by its method and path; it may do things by itself, too, or take its time.
+    """`decide` says what to do with a request, by its method and path, before its body is read; `hold` is called when all of
+    it is there and before the server is asked. Both may do things by themselves, too, or take their time.
     `seen` are the requests that came, `answered` those that the server has done, and how."""
 
     def __init__(self, port: int) -> None:
         self.decide: Callable[[str, str], Action] = lambda method, path: PASS
+        self.hold: Callable[[str, str], None] = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
         self.answered: list[tuple[str, str, int]] = []
         self.closed = threading.Event()
@@ -61,6 +63,7 @@ class Proxy:
                 if action is SKEWED:
                     self._refuse(403, "RequestTimeTooSkewed")
                     return
+                proxy.hold(self.command, self.path)
                 if action is not DROP:
                     status, headers, content = proxy.forward(self, port, body)
                     proxy.answered.append((self.command, self.path, status))
