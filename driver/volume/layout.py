@@ -238,14 +238,13 @@ class Shared:
         self.map.close()
 
 
-def create_memory(size_bytes: int, thin: bool, slot_count: int = 0) -> int:
-    """A new memfd laid out for a volume of `size_bytes` bytes, served with `slot_count` request slots (`set_slots`)."""
+def create_memory(size_bytes: int, thin: bool) -> int:
+    """A new memfd laid out for a volume of `size_bytes` bytes that nobody serves yet (`session.set_slots`)."""
     fd = os.memfd_create("stillframe-volume", os.MFD_CLOEXEC)
     os.ftruncate(fd, MEMORY_BYTES)
     with _header(fd) as words:
         words[Word.SIZE_BYTES] = size_bytes
         words[Word.THIN] = int(thin)
-        words[Word.SLOT_COUNT] = slot_count
     return fd
 
 

@@ -20,11 +20,12 @@ from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.transfer.packbuffer import Header, Kind, PackBuffers, State, memory_bytes
 from driver.volume import changes, preimages, session
 from driver.volume.capture import Parked
-from driver.volume.layout import FREE, PUBLISHED, OnFull, Shared, SlotWord, Word, create_memory
+from driver.volume.layout import FREE, PUBLISHED, OnFull, Shared, SlotWord, Word
 from driver.volume.pace import Pace
 from driver.volume.preimages import recover_reserved, resize
 from driver.volume.sweep import SessionFailed, Sweeper
 from driver.volume.writepath import WritePath
+from tests.memory import served_memory
 from tests.property.scheduler import Actor, ScheduledLocks, Scheduler
 
 CHUNKS = 6
@@ -107,7 +108,7 @@ class Run:
         self.at_cut = bytes(content)
         self.now = content[:]
         self.backing = MemoryBacking(self.scheduler, bytes(content))
-        self.fd = create_memory(SIZE, True, SLOTS)
+        self.fd = served_memory(SIZE, True, SLOTS)
         self.shared = Shared(self.fd)
         self.shared.words[Word.BASE_KNOWN] = parent
         for chunk in written:

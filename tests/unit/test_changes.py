@@ -11,7 +11,8 @@ import pytest
 from driver.core.ids import new_id
 from driver.core.sizes import CHUNK_BYTES, TIB, chunks_of
 from driver.volume import changes, session
-from driver.volume.layout import OnFull, Shared, Word, create_memory
+from driver.volume.layout import OnFull, Shared, Word
+from tests.memory import served_memory
 
 CHUNKS = 64
 BASE = "main:11111111-1111-4111-8111-111111111111 2026-01-02T03:04:05+00:00"
@@ -19,7 +20,7 @@ BASE = "main:11111111-1111-4111-8111-111111111111 2026-01-02T03:04:05+00:00"
 
 @pytest.fixture
 def shared() -> Iterator[Shared]:
-    fd = create_memory(CHUNKS * CHUNK_BYTES, True, 1)
+    fd = served_memory(CHUNKS * CHUNK_BYTES, True, 1)
     made = Shared(fd)
     yield made
     made.close()
@@ -127,7 +128,7 @@ def test_they_outlive_a_detach(shared: Shared, tmp_path: Path) -> None:
     shared.words[Word.LAST_SESSION] += 1
     write(shared, 7)
     changes.save(shared, path, BASE)
-    other = Shared(create_memory(CHUNKS * CHUNK_BYTES, True, 1))
+    other = Shared(served_memory(CHUNKS * CHUNK_BYTES, True, 1))
     changes.load(other, path, BASE)
     assert other.words[Word.BASE_KNOWN]
     assert written(other) == [0, 7, 33, 63]
@@ -153,14 +154,14 @@ def test_what_is_not_whole_is_not_trusted(shared: Shared, tmp_path: Path, ailmen
             file.write(b"\0")
     elif ailment == "gone":
         path.unlink()
-    other = Shared(create_memory(CHUNKS * CHUNK_BYTES, True, 1))
+    other = Shared(served_memory(CHUNKS * CHUNK_BYTES, True, 1))
     changes.load(other, path, BASE if ailment != "another base" else BASE.replace("main", "other"))
     assert not other.words[Word.BASE_KNOWN]
 
 
 def test_the_largest_volume_takes_pages_for_what_was_written_only(tmp_path: Path) -> None:
     size = 16 * TIB - CHUNK_BYTES
-    fd = create_memory(size, True, 1)
+    fd = served_memory(size, True, 1)
     shared = Shared(fd)
     shared.words[Word.BASE_KNOWN] = 1
     last = chunks_of(size) - 1
@@ -172,7 +173,7 @@ def test_the_largest_volume_takes_pages_for_what_was_written_only(tmp_path: Path
     changes.save(shared, tmp_path / "changes", BASE)
     assert os.fstat(fd).st_blocks * 512 < 1 << 20
     assert (tmp_path / "changes").stat().st_blocks * 512 < 4 << 20
-    other = Shared(create_memory(size, True, 1))
+    other = Shared(served_memory(size, True, 1))
     changes.load(other, tmp_path / "changes", BASE)
     cut(other, last + 1)
     assert other.words[Word.PENDING_CHUNKS] == 2

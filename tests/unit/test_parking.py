@@ -17,7 +17,8 @@ from driver.fuse.protocol import Op
 from driver.host import disks
 from driver.host.locks import RecordLocks
 from driver.volume import process, session
-from driver.volume.layout import HEADER_WORD, LOCK_SLOTS, OnFull, Shared, SlotWord, Word, create_memory
+from driver.volume.layout import HEADER_WORD, LOCK_SLOTS, OnFull, Shared, SlotWord, Word
+from tests.memory import served_memory
 from tests.waiting import wait_until
 
 SIZE = MIB
@@ -39,7 +40,7 @@ class Volume:
 
     def __init__(self, path: Path) -> None:
         disks.create(path, SIZE, thick=False)
-        self.memory = create_memory(SIZE, True, THREADS + SPARES)
+        self.memory = served_memory(SIZE, True, THREADS + SPARES)
         self.shared = Shared(self.memory)
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.kernel, self.fuse):

@@ -10,8 +10,9 @@ from pathlib import Path
 from driver.core.sizes import MIB
 from driver.host import disks
 from driver.volume.backing import BackingFile
-from driver.volume.layout import PAGE, SLOT_BYTES, SLOTS_AT, Shared, create_memory
+from driver.volume.layout import PAGE, SLOT_BYTES, SLOTS_AT, Shared
 from driver.volume.requests import Worker
+from tests.memory import served_memory
 
 PRESENT = 1 << 63
 
@@ -27,7 +28,7 @@ def present(shared: Shared, number: int) -> int:
 
 def test_a_slots_pages_are_present_in_each_new_process_before_it_receives(tmp_path: Path) -> None:
     """A SIGKILL while the kernel copies into absent ones becomes an I/O error of the volume's user."""
-    memory = create_memory(MIB, True, 2)
+    memory = served_memory(MIB, True, 2)
     disks.create(tmp_path / "disk", MIB, thick=False)
     backing = BackingFile(os.open(tmp_path / "disk", os.O_RDWR | os.O_DIRECT))
     for _ in range(2):  # the second mapping is a successor's: the memory has its pages, its page table has not

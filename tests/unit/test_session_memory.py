@@ -22,10 +22,10 @@ from driver.volume.layout import (
     Shared,
     SlotWord,
     Word,
-    create_memory,
     running_session,
 )
 from driver.volume.preimages import Slots, recount, resize
+from tests.memory import served_memory
 
 LIMITS = session.Limits(64, 64, OnFull.THROTTLE)
 
@@ -33,7 +33,7 @@ LIMITS = session.Limits(64, 64, OnFull.THROTTLE)
 @pytest.fixture
 def shared() -> Iterator[Shared]:
     kernel.register_barrier()
-    fd = create_memory(16 * CHUNK_BYTES, False, 2)
+    fd = served_memory(16 * CHUNK_BYTES, False, 2)
     made = Shared(fd)
     yield made
     made.close()

@@ -14,17 +14,18 @@ from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import Kind, PackBuffers, memory_bytes
 from driver.volume.backing import BackingFile
 from driver.volume.capture import Capture
-from driver.volume.layout import SEALED, SPILL_PREIMAGES, Shared, SlotWord, Word, create_memory
+from driver.volume.layout import SEALED, SPILL_PREIMAGES, Shared, SlotWord, Word
 from driver.volume.order import Order
 from driver.volume.pace import SLICES_MAX, Pace
 from driver.volume.sweep import Sweeper
+from tests.memory import served_memory
 
 CHUNKS = 16
 
 
 @pytest.fixture
 def shared() -> Iterator[Shared]:
-    memory = create_memory(CHUNKS * CHUNK_BYTES, False, 1)
+    memory = served_memory(CHUNKS * CHUNK_BYTES, False, 1)
     view = Shared(memory)
     view.words[Word.SESSION] = 1
     view.words[Word.SESSION_BYTES] = CHUNKS * CHUNK_BYTES

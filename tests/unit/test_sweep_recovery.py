@@ -15,10 +15,11 @@ from driver.host.locks import RecordLocks
 from driver.transfer.packbuffer import ENTRIES_MAX, Entry, Header, Kind, PackBuffers, State, memory_bytes
 from driver.volume.backing import BackingFile
 from driver.volume.capture import Capture
-from driver.volume.layout import SEALED, Failure, Shared, Word, create_memory
+from driver.volume.layout import SEALED, Failure, Shared, Word
 from driver.volume.pace import Pace
 from driver.volume.preimages import Slots
 from driver.volume.sweep import SessionFailed, Sweeper
+from tests.memory import served_memory
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Bed:
 
 @pytest.fixture
 def bed() -> Iterator[Bed]:
-    memory, raw, file = create_memory(16 * CHUNK_BYTES, False, 1), os.memfd_create("packs"), os.memfd_create("backing")
+    memory, raw, file = served_memory(16 * CHUNK_BYTES, False, 1), os.memfd_create("packs"), os.memfd_create("backing")
     os.ftruncate(raw, memory_bytes(2))
     os.ftruncate(file, 16 * CHUNK_BYTES)
     made = Bed(Shared(memory), PackBuffers(raw), file)
