@@ -100,6 +100,10 @@ class KeeperClient:
         """Kill a kept process; the keeper starts it again."""
         self._call("kick", volume=volume, key=key)
 
+    def kick_transfer(self, pid: int) -> None:
+        """Kill the transfer supervisor, if that is still the one; the keeper starts another when it is dead."""
+        self._call("kick_transfer", pid=pid)
+
     def unkeep(self, volume: str, key: str | None = None) -> None:
         """Kill a kept process, or all of the volume, for good. Returns when they are dead."""
         self._call("unkeep", volume=volume, key=key)
@@ -161,6 +165,21 @@ class TransferClient:
     def cancel(self, job: str) -> None:
         """End a job; when this returns its process is dead."""
         self._call({"call": "cancel", "job": job})
+
+    def answers(self, seconds: float) -> bool:
+        """Whether a call is answered within `seconds`. One that nobody takes is: then it ended, or is only being started."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(seconds)
+        with connection, contextlib.suppress(StillframeError):
+            try:
+                connection.connect(str(self._path))
+                messages.send(connection, {"call": "list"})
+                messages.receive(connection)
+            except (TimeoutError, BlockingIOError):  # the latter: its backlog is full
+                return False
+            except OSError:
+                return True
+        return True
 
     def forget(self, job: str) -> None:
         self._call({"call": "forget", "job": job})

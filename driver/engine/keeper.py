@@ -9,6 +9,7 @@ pair (`driver.core.messages`); each request has an `id`, which its answer repeat
     keep    volume, key, name, argument   fork `driver.volume.process`.<name>, again whenever it dies, until it returns
     kick    volume, key                   kill it; it is started again
     unkeep  volume [, key]                kill; answers when they are reaped
+    kick_transfer  pid                    kill the transfer supervisor, if it is that one; it is started again
     run     volumes, helper, argument     fork `driver.engine.helpers`.<helper>; answers when it ends
     show    volume                        what is held and kept of it
     list                                  the same of all volumes
@@ -244,6 +245,9 @@ class Keeper:
                 self._start_due()
             case "kick":
                 self._kill(self._kept.named(message["volume"], message["key"]))
+            case "kick_transfer":
+                if self._transfer_pid and self._transfer_pid == message["pid"]:
+                    os.kill(self._transfer_pid, signal.SIGKILL)
             case "unkeep":
                 pids = self._kill(self._kept.remove(message["volume"], message.get("key")))
                 if pids:

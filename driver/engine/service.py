@@ -21,6 +21,7 @@ from driver.core import messages, settings
 from driver.core.errors import Internal, InvalidArgument, NotPermitted, StillframeError
 from driver.core.exitcodes import exit_code
 from driver.core.messages import Message
+from driver.engine import vigil
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.engine.figures import figures
 from driver.engine.jobs import Jobs
@@ -337,6 +338,7 @@ def main() -> NoReturn:
         given, keeper_fd = parse(sys.argv[1:])
         os.set_inheritable(keeper_fd, False)
         service = Service(given, keeper_fd)
+        threading.Thread(target=vigil.watch, args=[service.keeper, service.transfer], name="vigil", daemon=True).start()
         service.resume()
         listener = listen(given.state / "run" / "engine.sock", "engine")
     except StillframeError as error:

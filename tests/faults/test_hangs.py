@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 from driver.core.sizes import MIB
 from tests.engines import Engine, engine
@@ -40,6 +41,29 @@ def begin(made: Engine, writing: contextlib.ExitStack, name: str) -> Session:
     last = writer.begun
     wait_until(lambda: made.call("snapshot.show", snapshot=name)["session"]["swept_bytes"])
     return Session(name, start, writer, first, last)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended, be it reaped or not."""
+    with contextlib.suppress(FileNotFoundError):
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def test_a_session_outlives_a_transfer_supervisor_that_hangs() -> None:
+    """With it stands its sender, which dies before another one uses the session's buffers."""
+    with engine("--upload-rate", "8Mi") as made:
+        with contextlib.ExitStack() as writing:
+            session = begin(made, writing, "v")
+            wait_until(lambda: made.call("snapshot.show", snapshot="v")["uploaded_bytes"])
+            (sender,) = senders(made)
+            hung = made.call("engine.info")["processes"]["transfer"]
+            os.kill(sender, signal.SIGSTOP)
+            os.kill(hung, signal.SIGSTOP)
+            assert wait(made, session.name)["state"] == "committed"
+        assert not is_running(hung) and not is_running(sender), "they were replaced"
+        image = read_device(made.restore(session.name, "restored"), SIZE)
+        assert state_in(image, session.start, session.writer.log, session.first, session.last) is not None
 
 
 def sweeper(made: Engine, volume: str) -> int:
