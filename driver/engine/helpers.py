@@ -43,19 +43,23 @@ def mount(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 def attach(volumes: Volumes, argument: Argument) -> dict[str, Any]:
     """Make the block device `node` on the mounted `file`, and note it in `record`."""
-    device = loop.attach(argument["file"], argument["node"], argument["block_size"], argument["label"])
-    files.write_json(Path(argument["record"]), {**asdict(device), "node": argument["node"]})
+    node, record = argument["node"], Path(argument["record"])
+
+    def note(device: loop.LoopDevice) -> None:
+        files.write_json(record, {**asdict(device), "node": node})
+
+    loop.attach(argument["file"], node, argument["block_size"], argument["label"], note)
     return {}
 
 
 def detach(volumes: Volumes, argument: Argument) -> dict[str, Any]:
     """Take the block device noted in `record` and the FUSE mount away; either may be gone already.
 
-    An attach that was broken off may have made a device on `file` and not noted it.
+    An attach that was broken off may have left the `node` of a device that the kernel has taken away since.
     """
     _detach(Path(argument["record"]))
-    for device in loop.on_file(argument["file"]):
-        loop.detach(argument["node"], device)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(argument["node"])
     with contextlib.suppress(OSError):  # EINVAL: not mounted, or not any more
         while True:
             kernel.umount(argument["file"], kernel.MNT_DETACH)

@@ -428,7 +428,7 @@ class Volumes:
             argument = {"first_slot": number * (THREADS + SPARES), "slots": THREADS, "spares": SPARES}
             self._keeper.keep(record.id, f"{_SERVE}{number}", "serve", argument)
         self._keeper.run(
-            "attach", [record.id], file=self._file(record), node=self._node(record),
+            "attach", [], file=self._file(record), node=self._node(record),
             block_size=record.logical_block_size, label=self._label(record), record=self._device_record(record),
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ import re
 import stat
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -84,19 +84,27 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def attach(file: str, node: str, block_size: int, label: str) -> LoopDevice:
+def _no_note(device: LoopDevice) -> None:
+    pass
+
+
+def attach(
+    file: str, node: str, block_size: int, label: str, note: Callable[[LoopDevice], None] = _no_note
+) -> LoopDevice:
     """Make the block device `node` on `file`, with logical blocks of `block_size` bytes and `label` as lo_file_name.
 
-    Raises Unsupported if there is no loop driver or no direct I/O, NotPermitted, or OSError. Leaves nothing on failure.
+    Whoever dies before `note` has returned leaves no device: until then the kernel takes it away with its last user, who
+    is its maker. Raises Unsupported if there is no loop driver or no direct I/O, NotPermitted, or OSError. Leaves nothing
+    on failure.
     """
     backing = os.open(file, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
     try:
-        number = _configure(backing, node, block_size, label)
+        number, fd = _configure(backing, node, block_size, label)
     finally:
         os.close(backing)
-    device = LoopDevice(number, _sequence(number), _boot())
     queue = _queue(number)
     try:
+        device = LoopDevice(number, _sequence(number), _boot())
         if (queue / "loop/dio").read_text().strip() != "1":
             raise Unsupported(
                 f"loop{number} does not use direct I/O on a file with blocks of {block_size} bytes",
@@ -104,16 +112,20 @@ def attach(file: str, node: str, block_size: int, label: str) -> LoopDevice:
             )
         with contextlib.suppress(OSError):  # a kernel without discard on this file
             (queue / "queue/discard_max_bytes").write_text(str(DISCARD_BYTES_MAX))
+        note(device)
+        _keep(fd)
+        return device
     except BaseException:
-        detach(node, device)
+        os.unlink(node)
         raise
-    return device
+    finally:
+        os.close(fd)
 
 
-def _configure(backing: int, node: str, block_size: int, label: str) -> int:
-    config = _CONFIG.pack(
-        backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, _LO_FLAGS_DIRECT_IO, label.encode(), b"", b"", 0, 0
-    )
+def _configure(backing: int, node: str, block_size: int, label: str) -> tuple[int, int]:
+    """The number of a device that goes when the descriptor is closed, and that descriptor."""
+    flags = _LO_FLAGS_DIRECT_IO | _LO_FLAGS_AUTOCLEAR
+    config = _CONFIG.pack(backing, block_size, 0, 0, 0, 0, 0, 0, 0, 0, flags, label.encode(), b"", b"", 0, 0)
     for _ in range(50):
         number = _free_number()
         _make_node(node, number)
@@ -121,13 +133,12 @@ def _configure(backing: int, node: str, block_size: int, label: str) -> int:
         try:
             fcntl.ioctl(device, _LOOP_CONFIGURE, config)
             fcntl.ioctl(device, _BLKROSET, struct.pack("i", 0))  # a mark that outlives whoever had the device before us
-            return number
+            return number, device
         except OSError as error:
+            os.close(device)
             os.unlink(node)
             if error.errno != errno.EBUSY:
                 raise
-        finally:
-            os.close(device)
     raise FailedPrecondition("other programs took every free loop device at the moment it was to be used")
 
 
@@ -199,26 +210,19 @@ def stay(node: str, device: LoopDevice) -> bool:
         fd = _open(node, device)
         if fd is not None:
             try:
-                info = bytearray(_INFO_BYTES)
-                fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
-                (flags,) = struct.unpack_from("<I", info, _INFO_FLAGS)
-                struct.pack_into("<I", info, _INFO_FLAGS, flags & ~_LO_FLAGS_AUTOCLEAR)
-                fcntl.ioctl(fd, _LOOP_SET_STATUS64, info)
+                _keep(fd)
             finally:
                 os.close(fd)
     return device.exists()
 
 
-def on_file(file: str) -> list[LoopDevice]:
-    """The devices attached to the file at that path, in this process's mount namespace, while it is mounted there."""
-    found = []
-    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with contextlib.suppress(OSError, ValueError):  # it went away
-            number = int(entry.parts[3].removeprefix("loop"))
-            device = LoopDevice(number, _sequence(number), _boot())
-            if entry.read_text().rstrip("\n") == file:
-                found.append(device)
-    return found
+def _keep(fd: int) -> None:
+    """Have the kernel not take the device away with its last user."""
+    info = bytearray(_INFO_BYTES)
+    fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
+    (flags,) = struct.unpack_from("<I", info, _INFO_FLAGS)
+    struct.pack_into("<I", info, _INFO_FLAGS, flags & ~_LO_FLAGS_AUTOCLEAR)
+    fcntl.ioctl(fd, _LOOP_SET_STATUS64, info)
 
 
 def is_of_an_engine(device: str) -> bool:

@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from driver.core.errors import NotFound, StillframeError
 from driver.core.sizes import MIB
-from driver.host.loop import LoopDevice, on_file
+from driver.host.loop import LoopDevice
 from tests.engines import Engine, run
 from tests.faults.stops import engine_that_stops
 from tests.oracle import fill, read_device
@@ -22,34 +23,62 @@ SIZE = 32 * MIB
 
 def devices(made: Engine) -> list[LoopDevice]:
     """The loop devices on the engine's volumes, noted or not."""
-    folder = f"{made.state}/run/disks"
-    return [device for file in os.listdir(folder) for device in on_file(f"{folder}/{file}")]
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found = []
+    for entry in Path("/sys/block").glob("loop*"):
+        with contextlib.suppress(OSError):  # it went away
+            if (entry / "loop/backing_file").read_text().startswith(f"{made.state}/run/disks/"):
+                number, sequence = entry.name.removeprefix("loop"), (entry / "diskseq").read_text()
+                found.append(LoopDevice(int(number), int(sequence), boot))
+    return found
 
 
+def begin_attach(made: Engine) -> threading.Thread:
+    """Of a volume `v`, new; it may be broken off."""
+    made.call("volume.create", name="v", size_bytes=SIZE)
+
+    def attach() -> None:
+        with contextlib.suppress(StillframeError, OSError):
+            made.call("volume.attach", name="v")
+
+    attaching = threading.Thread(target=attach)
+    attaching.start()
+    return attaching
+
+
+@pytest.mark.parametrize("at", ["return loop.py _configure", "call loop.py _keep"])
 @pytest.mark.parametrize("call", ["volume.detach", "volume.delete", "stop"])
-def test_an_attach_that_was_broken_off_leaves_nothing(call: str) -> None:
-    """The device is made, and nobody lived to note it."""
-    with engine_that_stops("return loop.py attach") as (made, stopped):
-        made.call("volume.create", name="v", size_bytes=SIZE)
-
-        def attach() -> None:
-            with contextlib.suppress(StillframeError, OSError):
-                made.call("volume.attach", name="v")
-
-        attaching = threading.Thread(target=attach)
-        attaching.start()
+def test_an_attach_that_was_broken_off_leaves_nothing(call: str, at: str) -> None:
+    """The device is made, and nobody lived to note it, or to say that it is to stay."""
+    with engine_that_stops(at) as (made, stopped):
+        attaching = begin_attach(made)
         stopped()
         (left,) = devices(made)
         os.kill(made.call("engine.info")["pid"], signal.SIGKILL)  # the keeper kills the helper that made the device
         attaching.join()
         made.wait_ready()
-        assert left.exists() and made.call("volume.show", name="v")["attached"] is False
+        wait_until(lambda: not left.exists())
+        assert made.call("volume.show", name="v")["attached"] is False
         if call == "stop":
             made.stop()
         else:
             made.call(call, name="v")
-        assert not left.exists()
+            assert os.listdir(made.state / "dev") == []
         assert os.listdir(made.state / "run/disks") == []
+
+
+@pytest.mark.parametrize("at", ["return loop.py _configure", "call loop.py _keep"])
+def test_an_attach_that_dies_with_the_keeper_leaves_nothing(at: str) -> None:
+    with engine_that_stops(at) as (made, stopped):
+        attaching = begin_attach(made)
+        stopped()
+        (left,) = devices(made)
+        made.kill()
+        attaching.join()
+        wait_until(lambda: not left.exists())
+        made.start()
+        assert [*(made.state / "run/loops").iterdir(), *(made.state / "dev").iterdir()] == []
+        assert len(read_device(made.call("volume.attach", name="v")["device"], SIZE)) == SIZE
 
 
 def test_a_growth_whose_record_was_saved_is_finished_by_the_next_snapshot() -> None:
