@@ -13,7 +13,7 @@ from driver.core import settings
 from driver.core.errors import InvalidArgument, NotPermitted, Unsupported
 from driver.core.sizes import format_size
 from driver.engine.records import Folder
-from driver.engine.settings import PROCESSES, Settings
+from driver.engine.settings import GRACE_SECONDS, PROCESSES, Settings
 from driver.host.diskerrors import disk_error
 
 
@@ -30,7 +30,7 @@ def engine() -> None:
 @click.option("--node-memory", type=SIZE, default="1Gi", show_default=True, help="Memory of all of them together.")
 @click.option("--spill", type=SIZE, default="4Gi", show_default=True, help="Disk that one may use when its memory is full.")
 @click.option("--upload-rate", type=SIZE, default="0", show_default=True, help="Bytes a second of an upload; 0: no limit.")
-@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
+@click.option("--grace", type=click.FloatRange(0), default=GRACE_SECONDS, show_default=True,
               help="Seconds that a stop waits for devices in use, before it takes them away.")  # fmt: skip
 @click.option("--transfer-memory", type=SIZE, default="0", show_default=True,
               help="Memory of all uploads and restores together, by a control group; 0: no limit.")  # fmt: skip
@@ -113,7 +113,7 @@ def info(context: Context) -> None:
 
 
 @engine.command()
-@click.option("--grace", type=click.FloatRange(0), default=30.0, show_default=True,
+@click.option("--grace", type=click.FloatRange(0), default=GRACE_SECONDS, show_default=True,
               help="Seconds to wait for devices in use, before they are taken away.")  # fmt: skip
 @pass_context
 def stop(context: Context, grace: float) -> None:

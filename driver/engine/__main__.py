@@ -16,6 +16,7 @@ from driver.core.exitcodes import exit_code
 from driver.engine import handover
 from driver.engine.handover import Holdings
 from driver.engine.keeper import SOCKET, Keeper
+from driver.engine.settings import GRACE_SECONDS
 from driver.host import kernel, loop, mountinfo
 from driver.host.cgroup import MemoryGroup, limited
 from driver.host.log import say
@@ -100,6 +101,7 @@ def main() -> NoReturn:
     parser.add_argument("--state", required=True)
     parser.add_argument("--without-transfer", action="store_true", help="the transfer supervisor runs elsewhere")
     parser.add_argument("--transfer-memory", type=int, default=0, help="bytes for all transfer processes; 0: no limit")
+    parser.add_argument("--grace", type=float, default=GRACE_SECONDS, help="seconds that a stop waits for devices in use")
     parser.add_argument("--take-over", action="store_true", help="take the volumes over from the keeper that runs")
     options, rest = parser.parse_known_args()
     state = os.path.realpath(options.state)
@@ -113,7 +115,8 @@ def main() -> NoReturn:
         gc.collect()
         gc.freeze()  # what is shared with the forks stays shared: no collection writes to it
         group = transfer_group(state, options.transfer_memory) if options.transfer_memory else None
-        keeper = Keeper(state, holdings, rest, not options.without_transfer, group)
+        arguments = [*rest, "--grace", str(options.grace)]
+        keeper = Keeper(state, holdings, arguments, options.grace, not options.without_transfer, group)
         if peer is not None:
             take(keeper, peer)
     except StillframeError as error:

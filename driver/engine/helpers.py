@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from driver.core.errors import NotPermitted, Unsupported
+from driver.core.errors import NotPermitted, StillframeError, Unsupported
 from driver.fuse.protocol import MAX_WRITE_BYTES
 from driver.host import disks, files, kernel, loop
 from driver.volume import session
@@ -75,6 +75,17 @@ def _detach(record: Path) -> None:
         return
     loop.detach(noted["node"], loop.LoopDevice.of(noted))
     files.remove(record)
+
+
+def leave(volumes: Volumes, argument: Argument) -> dict[str, Any]:
+    """Take away all block devices noted in the folder `records` that nobody uses. What is said of those that stay."""
+    in_use = []
+    for record in sorted(Path(argument["records"]).glob("*.json")):
+        try:
+            _detach(record)
+        except (StillframeError, OSError) as error:
+            in_use.append(str(error))
+    return {"in_use": in_use}
 
 
 def stay(volumes: Volumes, argument: Argument) -> dict[str, Any]:
@@ -159,5 +170,5 @@ def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
 
 
 HELPERS: Mapping[str, Callable[[Volumes, Argument], dict[str, Any]]] = {
-    function.__name__: function for function in (mount, attach, detach, stay, resize, cut, end, share, clean)
+    function.__name__: function for function in (mount, attach, detach, leave, stay, resize, cut, end, share, clean)
 }

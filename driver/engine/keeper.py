@@ -50,6 +50,8 @@ _AGAIN_SECONDS: Final = 0.2
 """Between two attempts to start the same thing."""
 _CANNOT_START_SECONDS: Final = 2.0
 """Between two attempts to start a service that could not, while volumes are held."""
+_LEAVE_SECONDS: Final = 0.5
+"""Between two looks at whether the devices are in use, when no service is there to look."""
 _HELPERS_SECONDS: Final = 10.0
 _ENDING_POLL_SECONDS: Final = 0.01
 _ENDING_SECONDS: Final = 5.0
@@ -59,11 +61,15 @@ SOCKET: Final = "keeper.sock"
 
 @dataclass(slots=True)
 class Helper:
-    """A helper process at work: for which request, what it has said so far, and whether it still has to be reaped."""
+    """A helper process at work: for which request, what it has said so far, and whether it still has to be reaped.
+
+    Instead of an answer, `then` is called with what it said at its end.
+    """
 
     pid: int
     request: int
     output: bytearray
+    then: Callable[[dict[str, Any]], None] | None = None
     alive: bool = True
 
 
@@ -79,10 +85,11 @@ class Keeper:
     """State and event loop of the keeper process."""
 
     def __init__(
-        self, state: str, holdings: Holdings, arguments: list[str], with_transfer: bool,
+        self, state: str, holdings: Holdings, arguments: list[str], grace_seconds: float, with_transfer: bool,
         transfer_group: MemoryGroup | None = None,
     ) -> None:  # fmt: skip
         self._state = state
+        self._grace_seconds = grace_seconds
         self._lock = holdings.lock
         self._arguments = arguments
         self._with_transfer = with_transfer
@@ -100,6 +107,9 @@ class Keeper:
         self._transfer_due = 0.0
         self._is_to_stop = False  # somebody has asked for it
         self._told_to_stop: socket.socket | None = None  # to which service that was passed on
+        self._grace_until = 0.0  # 0 until somebody has asked for the end
+        self._leave_due = 0.0
+        self._hinders = 0  # the exit code for what the last service could not start of
         self._stopping = False
         self._successors: socket.socket | None = None
         self.is_handed_over = False
@@ -121,6 +131,31 @@ class Keeper:
             with contextlib.suppress(OSError):  # it is dead, and the next one is told
                 messages.send(self._service, {"event": "stop"})
 
+    def _stop_without_service(self) -> None:
+        """End the engine when the grace is over, or, while no service can start, when the devices are free."""
+        now = time.monotonic()
+        self._grace_until = self._grace_until or now + self._grace_seconds
+        if self._service_pid:
+            return
+        if now >= self._grace_until:
+            say("keeper", "stopping without an engine service, whether devices are in use or not")
+            self._end_for_what_hinders()
+        elif self._hinders and now >= self._leave_due and not self._running:
+            message = {"helper": "leave", "volumes": [], "argument": {"records": f"{self._state}/run/loops"}}
+            self._leave_due = now + _LEAVE_SECONDS
+            try:
+                self._run_helper(message, self._on_left)
+            except OSError as error:
+                say("keeper", f"cannot start a process: {error}; trying again")
+
+    def _on_left(self, said: dict[str, Any]) -> None:
+        self._leave_due = time.monotonic() + _LEAVE_SECONDS
+        if said.get("result") == {"in_use": []} and not self._service_pid:
+            self._end_for_what_hinders()
+
+    def _end_for_what_hinders(self) -> None:
+        self._stopping, self.exit_code = True, self._hinders
+
     def start_kept(self) -> None:
         """Start the processes of volumes that were taken over."""
         self._start_due()
@@ -134,6 +169,8 @@ class Keeper:
         while not self._stopping:
             waits = not self._start_due()
             self._tell_to_stop()
+            if self._is_to_stop:
+                self._stop_without_service()
             for key, _ in self._selector.select(_AGAIN_SECONDS if waits else None):
                 self._on_readable(key)
             self._reap()
@@ -344,7 +381,7 @@ class Keeper:
         main = MAINS[wanted.name]
         wanted.pid = fork(lambda: main(roles, wanted.argument), [self._lock, *roles.values()], f"sf-{wanted.name}")
 
-    def _run_helper(self, message: dict[str, Any]) -> None:
+    def _run_helper(self, message: dict[str, Any], then: Callable[[dict[str, Any]], None] | None = None) -> None:
         helper = HELPERS[message["helper"]]
         volumes = {volume: dict(self._held(volume)) for volume in message["volumes"]}
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -366,7 +403,7 @@ class Keeper:
             raise
         finally:
             os.close(writing)
-        self._running[reading] = Helper(pid, int(message.get("id", 0)), bytearray())
+        self._running[reading] = Helper(pid, int(message.get("id", 0)), bytearray(), then)
         self._selector.register(reading, selectors.EVENT_READ)
 
     def _on_output(self, pipe: int) -> None:
@@ -382,7 +419,10 @@ class Keeper:
             answer = json.loads(helper.output)
         except ValueError:
             answer = {"error": FailedPrecondition(f"a helper process ({helper.pid}) died in the middle").to_message()}
-        self._answer(helper.request, answer)
+        if helper.then is not None:
+            helper.then(answer)
+        else:
+            self._answer(helper.request, answer)
 
     def _kill(self, processes: list[Process]) -> set[int]:
         """SIGKILL them; the pids that are to be reaped."""
@@ -419,9 +459,9 @@ class Keeper:
             self._stopping = True
             return
         cannot_start = code - CANNOT_START in EXIT_CODES.values()
-        if cannot_start and (self._is_to_stop or not self._fds):
-            self.exit_code = code - CANNOT_START
-            self._stopping = True
+        self._hinders = code - CANNOT_START if cannot_start else 0
+        if cannot_start and not self._fds:
+            self._end_for_what_hinders()
             return
         say("keeper", f"the engine service ended ({code}); starting it again")
         if cannot_start:

@@ -22,6 +22,8 @@ SPARES: Final = 8
 PROCESSES: Final = min(2, os.cpu_count() or 1)
 """Volume processes of one volume: a second one is worth a third more IOPS, and takes 5 MiB and its request slots."""
 PROCESSES_MAX: Final = SLOTS_MAX // (THREADS + SPARES)
+GRACE_SECONDS: Final = 30.0
+"""How long a stop waits for devices in use."""
 _PACKS_MAX: Final = 4
 CANNOT_START: Final = 64
 """A service that would not start a second time either exits with this and the exit code of the error."""
@@ -41,7 +43,7 @@ class Settings:
     spill_bytes: int = 4 * GIB
     upload_rate: int = 0
     processes: int = PROCESSES
-    grace_seconds: float = 30.0
+    grace_seconds: float = GRACE_SECONDS
     cut_seconds: float = 5.0
 
     def __post_init__(self) -> None:
@@ -87,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--spill", default="4Gi")
     options.add_argument("--upload-rate", default="0")
     options.add_argument("--processes", type=int, default=PROCESSES)
-    options.add_argument("--grace", type=float, default=30.0)
+    options.add_argument("--grace", type=float, default=GRACE_SECONDS)
     return options
 
 

@@ -42,7 +42,7 @@ def record_of(made: Engine, name: str) -> Path:
 def test_what_hinders_a_start_is_the_exit_code(tmp_path: Path) -> None:
     with engine() as made:
         made.call("volume.create", name="v", size_bytes=SIZE)
-        record = record_of(made, "v")
+        record = made.state / "state.json"
         made.stop()
         command = [sys.executable, "-m", "driver.engine", "--state", str(made.state)]
         assert subprocess.run([*command, "--processes", "99"], timeout=60, check=False).returncode == 2
@@ -64,7 +64,8 @@ def test_what_hinders_a_start_is_the_exit_code(tmp_path: Path) -> None:
 
 
 def kill_service(made: Engine) -> None:
-    """And wait until the next one has said that it cannot start."""
+    """For good: wait until the next one has said that it cannot start."""
+    made.state.joinpath("state.json").write_text("{")
     said = made.log.read_text().count("is not JSON")
     os.kill(made.call("engine.info")["processes"]["service"], signal.SIGKILL)
     wait_until(lambda: made.log.read_text().count("is not JSON") > said)
@@ -73,21 +74,48 @@ def kill_service(made: Engine) -> None:
 def test_a_service_that_cannot_start_again_takes_no_device_away() -> None:
     with engine() as made:
         with LoggedWriter(made.volume("v", SIZE), SIZE, seed=11) as writer:
-            record = record_of(made, "v")
-            content = record.read_text()
-            record.write_text("{")
+            content = (made.state / "state.json").read_text()
             kill_service(made)
             count = writer.acknowledged
             wait_until(lambda: writer.acknowledged > count)
-            record.write_text(content)
+            (made.state / "state.json").write_text(content)
             made.wait_ready()
-            record.write_text("{")
             kill_service(made)
         process = made.process
         assert process is not None
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 9
         made.process = None
+
+
+def test_without_a_service_it_serves_on_until_the_device_is_free() -> None:
+    with engine("--grace", "600") as made:
+        device = made.volume("v", SIZE)
+        run("mkfs.ext4", "-q", device)
+        process = made.process
+        assert process is not None
+        with mounted(device) as folder:
+            kill_service(made)
+            process.send_signal(signal.SIGTERM)
+            said = made.log.read_text().count("is not JSON")
+            wait_until(lambda: made.log.read_text().count("is not JSON") > said + 1)
+            (folder / "file").write_text("still served")
+            os.sync()
+            assert process.poll() is None
+        assert process.wait(60) == 9
+        made.process = None
+
+
+def test_without_a_service_it_stops_when_the_grace_is_over() -> None:
+    with engine("--grace", "1") as made:
+        device = made.volume("v", SIZE)
+        process = made.process
+        assert process is not None
+        with open(device, "rb"):
+            kill_service(made)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 9
+            made.process = None
 
 
 def test_with_a_device_in_use_it_serves_until_that_is_free() -> None:
