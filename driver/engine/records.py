@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
+
+import msgspec
 
 from driver.core.errors import DataCorrupt, Unsupported
 from driver.core.ids import new_id
@@ -15,6 +17,8 @@ from driver.host import files
 from driver.host.log import say
 
 STATE_FORMAT: Final = 1
+_PARTS: Final = {"base": ("repository", "id", "created"), "parent": ("id", "created", "size_bytes")}
+"""Fields that are an object or null, and the keys that it has."""
 _Record = TypeVar("_Record", "VolumeRecord", "SessionRecord")
 
 
@@ -106,6 +110,8 @@ class Folder:
                 f"this one reads {STATE_FORMAT})",
                 "start the version that wrote it",
             )
+        if not isinstance(content.get("engine_id"), str):
+            raise DataCorrupt(f"{path} has no engine_id", "restore it from a backup")
         return str(content["engine_id"])
 
     def volume_folder(self, volume_id: str) -> Path:
@@ -126,21 +132,34 @@ class Folder:
         files.make_folder(folder)
         files.write_json(folder / "session.json", asdict(record))
 
-    def volumes(self) -> Iterator[VolumeRecord]:
-        """Every volume; folders without a record are remains of a creation or deletion, and are removed."""
+    def volumes(self) -> tuple[dict[str, VolumeRecord], dict[str, DataCorrupt]]:
+        """Every volume, by name, and by id those that are said and left out, as their record is damaged, with what is wrong.
+
+        Folders without a record are remains of a creation or deletion, and are removed.
+        """
+        found: dict[str, VolumeRecord] = {}
+        damaged: dict[str, DataCorrupt] = {}
         for folder in sorted((self.path / "volumes").iterdir()):
             try:
-                content = files.read_json(folder / "volume.json")
+                record = _load(VolumeRecord, folder / "volume.json")
+                other = found.setdefault(record.name, record)
+                if other is not record:
+                    raise DataCorrupt(
+                        f"{folder}/volume.json has the name of volume {other.id}: {record.name!r}",
+                        "give it another name there, and start the engine again",
+                    )
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
-                continue
-            yield _load(VolumeRecord, content, folder)
+            except DataCorrupt as error:
+                say("engine", f"a volume is left out, its data stays: {error}; {error.hint}")
+                damaged[folder.name] = error
+        return found, damaged
 
     def sessions(self) -> Iterator[SessionRecord]:
         """Every session; one whose record is damaged is said and left out: no volume and no other session depends on it."""
         for folder in sorted((self.path / "sessions").iterdir()):
             try:
-                record = _load(SessionRecord, files.read_json(folder / "session.json"), folder)
+                record = _load(SessionRecord, folder / "session.json")
             except FileNotFoundError:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
@@ -164,9 +183,20 @@ class Folder:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _load(kind: type[_Record], content: dict[str, Any], folder: Path) -> _Record:
-    known = {field.name for field in fields(kind)}
+def _load(kind: type[_Record], path: Path) -> _Record:
+    """The record in the file, in the folder of its id. Raises FileNotFoundError, DataCorrupt."""
+    content = files.read_json(path)
     try:
-        return kind(**{key: value for key, value in content.items() if key in known})
-    except TypeError as error:
-        raise DataCorrupt(f"the record in {folder} lacks a field: {error}", "restore it from a backup") from None
+        record = msgspec.convert(content, kind)
+        for name, keys in _PARTS.items():
+            part = content.get(name)
+            missing = [key for key in keys if part is not None and key not in part]
+            if missing:
+                raise msgspec.ValidationError(f"{name} lacks {', '.join(missing)}")
+        if record.id != path.parent.name:
+            raise msgspec.ValidationError(f"it is of {record.id!r}")
+    except msgspec.ValidationError as error:
+        raise DataCorrupt(
+            f"{path} is damaged: {error}", f"restore it from a backup, or remove {path.parent}, and start the engine again"
+        ) from None
+    return record

@@ -103,7 +103,19 @@ class Service:
                         say("engine", f"stopping although volume {record.name} is in use: {error}")
                         break
                     time.sleep(0.2)
+        if any(self.volumes.is_left_out(volume) for volume in self.keeper.list()["volumes"]):
+            self._leave(deadline)
         self.keeper.stop()
+
+    def _leave(self, deadline: float) -> None:
+        """Take away the devices of volumes that are left out, waiting for those in use."""
+        while time.monotonic() <= deadline:
+            try:
+                if not self.keeper.run("leave", [], records=f"{self.settings.state}/run/loops")["in_use"]:
+                    return
+            except StillframeError as error:
+                say("engine", f"devices of volumes that are left out: {error}")
+            time.sleep(0.2)
 
 
 def _volume(service: Service, name: str) -> Message:

@@ -13,7 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from driver.core.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, StillframeError, Unsupported
+from driver.core.errors import (
+    AlreadyExists,
+    DataCorrupt,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    StillframeError,
+    Unsupported,
+)
 from driver.core.ids import check_name, is_id, new_id
 from driver.core.sizes import CHUNK_BYTES, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN, format_size, volume_size
 from driver.engine.clients import KeeperClient
@@ -43,7 +51,7 @@ class Volumes:
         self._keeper = keeper
         self._engine_id = engine_id
         self._table = threading.Lock()  # guards the three below
-        self._records = {record.name: record for record in folder.volumes()}
+        self._records, self._damaged = folder.volumes()
         self._locks: dict[str, threading.RLock] = {}
         self._sessions: dict[str, str] = {}
         self._held = set(keeper.list()["volumes"])
@@ -77,8 +85,16 @@ class Volumes:
         raise NotFound(f"there is no volume {volume_id}", "see: stillframe volume list")
 
     def name_of(self, volume: str) -> str:
-        """The name of the volume that a name or an id means. Raises NotFound for an id of none."""
+        """The name of the volume that a name or an id means. Raises NotFound for an id of none, DataCorrupt for that of one
+        that is left out."""
+        damaged = self._damaged.get(volume)
+        if damaged is not None:
+            raise DataCorrupt(damaged.message, damaged.hint)
         return self.by_id(volume).name if is_id(volume) else volume
+
+    def is_left_out(self, volume_id: str) -> bool:
+        """Whether there is such a volume whose record is damaged."""
+        return volume_id in self._damaged
 
     def all(self) -> list[VolumeRecord]:
         """All volumes, by name."""
