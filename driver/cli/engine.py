@@ -10,10 +10,12 @@ import click
 
 from driver.cli.context import SIZE, Context, pass_context
 from driver.core import settings
-from driver.core.errors import InvalidArgument, NotPermitted, Unsupported
+from driver.core.errors import EngineUnavailable, InvalidArgument, NotPermitted, Unsupported
 from driver.core.sizes import format_size
+from driver.engine.clients import TransferClient
 from driver.engine.records import Folder
 from driver.engine.settings import GRACE_SECONDS, PROCESSES, Settings
+from driver.engine.vigil import SILENT_SECONDS
 from driver.host.diskerrors import disk_error
 
 
@@ -76,12 +78,19 @@ def _check_folder(state: Path) -> None:
 
 
 @engine.command()
+@click.option("--check", is_flag=True, help="Only see whether the one that runs answers; if not, end with an error.")
 @pass_context
-def transfer(context: Context) -> None:
+def transfer(context: Context, check: bool) -> None:
     """Run the transfer supervisor of an engine that was started --without-transfer, until it is stopped (SIGTERM).
 
     It may live in a container of its own, with a memory limit: what it needs is the engine's state folder.
     """
+    if check:
+        if not TransferClient(context.client.state / "run" / "transfer.sock").answers(SILENT_SECONDS):
+            raise EngineUnavailable(
+                f"the transfer supervisor has answered nothing for {SILENT_SECONDS:g} s", "kill it: it is started again"
+            )
+        return
     command = [sys.executable, "-m", "driver.transfer.supervisor", "--state", str(context.client.state)]
     os.execv(sys.executable, command)
 

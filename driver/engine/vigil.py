@@ -1,6 +1,7 @@
 """Has a transfer supervisor replaced that stands still: it takes connections, and answers nothing. A thread of the service.
 
-Its jobs die with it, so it is given more time than any of them. One that runs elsewhere is not the keeper's to start again.
+Its jobs die with it, so it is given more time than any of them. One that runs in another container is started again by
+the kubelet, which asks `stillframe engine transfer --check`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from driver.core.errors import StillframeError
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.host.log import say
 
-_SILENT_SECONDS: Final = 20.0
+SILENT_SECONDS: Final = 20.0
+"""A supervisor that has answered nothing for so long hangs."""
 _PAUSE_SECONDS: Final = 2.0
 
 
@@ -20,7 +22,7 @@ def watch(keeper: KeeperClient, transfer: TransferClient) -> NoReturn:
     """For ever. The whole of a thread."""
     while True:
         try:
-            look(keeper, transfer, _SILENT_SECONDS)
+            look(keeper, transfer, SILENT_SECONDS)
         except StillframeError as error:
             say("engine", f"the transfer supervisor is not looked after: {error}")
         time.sleep(_PAUSE_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from driver.core.errors import EngineUnavailable
+from driver.core.exitcodes import exit_code
 from driver.core.sizes import MIB
 from tests.engines import Engine, run
 from tests.oracle import fill, read_device
@@ -85,3 +88,18 @@ def test_repositories_are_read_where_the_environment_says_and_again_at_each_job(
     apart.repositories.write_text(apart.repositories.read_text().replace("elsewhere", "renamed"))
     assert [item["name"] for item in apart.engine.call("engine.info")["repositories"]] == ["renamed"]
     assert [item["name"] for item in apart.engine.call("snapshot.list", repository="renamed")["snapshots"]] == ["s"]
+
+
+def test_one_that_stands_still_is_found_out_by_the_check(apart: Apart) -> None:
+    """Which a container's liveness probe does; the engine cannot kill what is in another one."""
+
+    def check() -> int:
+        return apart.start("transfer", "--check").wait(120)
+
+    assert apart.transfer is not None
+    assert check() == 0
+    apart.transfer.send_signal(signal.SIGSTOP)
+    assert check() == exit_code(EngineUnavailable(""))
+    apart.kill_transfer()
+    assert check() == 0, "it is only being started"
+    apart.start_transfer()
