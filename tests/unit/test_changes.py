@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from driver.core.ids import new_id
-from driver.core.sizes import CHUNK_BYTES, TIB, chunks_of
+from driver.core.sizes import CHUNK_BYTES, MIB, TIB, chunks_of
 from driver.volume import changes, session
-from driver.volume.layout import OnFull, Shared, Word
+from driver.volume.layout import CHUNKS_MAX, OnFull, Shared, Word
 from tests.memory import served_memory
 
 CHUNKS = 64
@@ -140,7 +141,9 @@ def test_a_restored_volume_has_no_changes(shared: Shared, tmp_path: Path) -> Non
     assert shared.words[Word.BASE_KNOWN] and not written(shared)
 
 
-@pytest.mark.parametrize("ailment", ["another base", "cut short", "altered", "gone", "never complete"])
+@pytest.mark.parametrize("ailment", [
+    "another base", "cut short", "longer", "altered", "gone", "never complete", "empty", "another format", "too many chunks",
+])  # fmt: skip
 def test_what_is_not_whole_is_not_trusted(shared: Shared, tmp_path: Path, ailment: str) -> None:
     path = tmp_path / "changes"
     shared.words[Word.BASE_KNOWN] = ailment != "never complete"
@@ -152,6 +155,21 @@ def test_what_is_not_whole_is_not_trusted(shared: Shared, tmp_path: Path, ailmen
         with path.open("r+b") as file:
             file.seek(4096 + 5)
             file.write(b"\0")
+    elif ailment == "longer":
+        os.truncate(path, 4096 + CHUNKS + 1)
+    elif ailment == "empty":
+        os.truncate(path, 0)
+    elif ailment == "another format":
+        with path.open("r+b") as file:
+            file.write(b"?")
+    elif ailment == "too many chunks":
+        piece = path.read_bytes()[4096:].ljust(MIB, b"\0")
+        with path.open("r+b") as file:
+            file.seek(8)
+            file.write((CHUNKS_MAX + 1).to_bytes(8, "little"))
+            file.seek(48)
+            file.write(hashlib.sha256(bytes(8) + piece).digest())
+            file.truncate(4096 + CHUNKS_MAX + 1)
     elif ailment == "gone":
         path.unlink()
     other = Shared(served_memory(CHUNKS * CHUNK_BYTES, True, 1))

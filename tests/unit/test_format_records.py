@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driver.core.errors import DataCorrupt, Unsupported
-from driver.core.sizes import CHUNK_BYTES, REGION_BYTES, VOLUME_BYTES_MAX, regions_of
+from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, REGION_BYTES, VOLUME_BYTES_MAX, regions_of
 from driver.store import layout
 from driver.transfer import records
 from driver.transfer.records import Aborted, Manifest, Named, Pending, RegionEntry, Repository, Tombstone
@@ -148,3 +149,74 @@ def test_fields_out_of_bounds_are_refused(manifest: Manifest) -> None:
     for record in wrong:
         with pytest.raises(DataCorrupt, match=KEY):
             records.decode_manifest(records.encode(record), KEY)
+
+
+def small() -> dict[str, Any]:
+    """The fields of a manifest of two regions, the second of zeros."""
+    lineage, other = (digit * 8 + "-0000" * 3 + "-" + "0" * 12 for digit in "01")
+    time = "2026-01-01T00:00:00Z"
+    first = RegionEntry(0, layout.region(lineage, other), 100, "a" * 64, 5)
+    manifest = Manifest(
+        snapshot=Named(other, "s"), volume=Named(lineage, "v"), lineage=lineage, node="n", created=time, committed=time,
+        size_bytes=2 * REGION_BYTES, logical_block_size=4096, regions=(first, RegionEntry(1)), stored_chunks=5,
+        zero_chunks=5, stored_bytes=5, uploaded_bytes=5, requests=5,
+    )  # fmt: skip
+    body = records.encode(manifest)
+    return dict(msgspec.json.decode(body[: body.index(b',"sha256":"', -90)] + b"}"))
+
+
+def decoded(fields: dict[str, Any]) -> Manifest | Aborted:
+    return records.decode_manifest(seal(msgspec.json.encode(fields)[:-1]), KEY)
+
+
+def with_region(number: int, *entry: object) -> dict[str, Any]:
+    regions = list(small()["regions"])
+    regions[number] = list(entry)
+    return {"regions": regions}
+
+
+INDEX = layout.region(small()["lineage"], small()["snapshot"]["id"])
+BOUNDS: dict[str, dict[str, Any]] = {
+    "another kind": {"kind": "pending"},
+    "a number for a text": {"node": 5},
+    "a text for a number": {"requests": "5"},
+    "an empty name": {"node": ""},
+    "a name that is too long": {"node": "n" * 257},
+    "an id that is none": {"snapshot": {"id": "../../x", "name": "s"}},
+    "a time that is none": {"created": "in the beginning"},
+    "a time without a zone": {"created": "2026-01-01T00:00:00"},
+    "a time that is too long": {"created": f"2026-01-01T00:00:00.{'0' * 30}+00:00"},
+    "less than nothing": {"stored_bytes": -1},
+    "more than is counted": {"stored_bytes": 2**63},
+    "no size": {"size_bytes": 0, "regions": []},
+    "less than the smallest volume": {"size_bytes": CHUNK_BYTES, "regions": [small()["regions"][0]]},
+    "half a chunk": {"size_bytes": 2 * REGION_BYTES - 1},
+    "blocks of another size": {"logical_block_size": 1024},
+    "a region less": {"regions": small()["regions"][:1]},
+    "regions in another order": {"regions": small()["regions"][::-1]},
+    "zeros that have a size": with_region(1, 1, None, 5),
+    "zeros that have a digest": with_region(1, 1, None, 0, "a" * 64),
+    "zeros that have chunks": with_region(1, 1, None, 0, None, 5),
+    "an index without a digest": with_region(0, 0, INDEX, 100),
+    "an index whose digest is none": with_region(0, 0, INDEX, 100, "z" * 64),
+    "an index of another lineage": with_region(0, 0, INDEX.replace("0000", "2222", 1), 100, "a" * 64),
+    "an index of less than nothing": with_region(0, 0, INDEX, -1, "a" * 64),
+    "an index that is too large": with_region(0, 0, INDEX, 2**24, "a" * 64),
+    "more chunks than a region has": with_region(0, 0, INDEX, 100, "a" * 64, CHUNKS_PER_REGION + 1),
+}
+
+
+def test_what_is_within_bounds_is_read() -> None:
+    assert isinstance(decoded(small()), Manifest)
+
+
+@pytest.mark.parametrize("fields", BOUNDS.values(), ids=BOUNDS)
+def test_a_field_out_of_bounds_is_refused_even_with_a_right_digest(fields: dict[str, Any]) -> None:
+    with pytest.raises(DataCorrupt, match=KEY):
+        decoded({**small(), **fields})
+
+
+def test_a_volume_above_the_largest_is_refused() -> None:
+    regions = [[number] for number in range(regions_of(VOLUME_BYTES_MAX + CHUNK_BYTES))]
+    with pytest.raises(DataCorrupt, match=KEY):
+        decoded({**small(), "size_bytes": VOLUME_BYTES_MAX + CHUNK_BYTES, "regions": regions})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from driver.core.errors import DataCorrupt, Unsupported
-from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION
+from driver.core.sizes import CHUNK_BYTES, CHUNKS_PER_REGION, PACK_BYTES
 from driver.transfer import plan, region
 from driver.transfer.chunks import WORTH_BYTES, Compressor, Decompressor, digest_of
 from driver.transfer.region import ZERO_CHUNK, Chunk, Codec, RegionIndex
@@ -149,3 +149,84 @@ def test_a_frame_that_claims_much_memory_is_refused() -> None:
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 28))
     with pytest.raises(DataCorrupt, match=KEY):
         Decompressor().restore(Chunk(Codec.ZSTD, 0, 0, len(bomb), bytes(16)), memoryview(bomb), KEY)
+
+
+LINEAGE, NAME = uuid.UUID(int=1), uuid.UUID(int=2)
+SMALL = region.build(
+    3, LINEAGE,
+    [Chunk(Codec.RAW, 0, 0, CHUNK_BYTES, bytes(16)), Chunk(Codec.ZSTD, 0, CHUNK_BYTES, 100, bytes(16)), ZERO_CHUNK],
+    {0: (NAME, CHUNK_BYTES + 100)},
+)  # fmt: skip
+"""A chunk as it is, a compressed one behind it, one of zeros."""
+PACK_AT = region.HEADER.size
+CHUNKS_AT = PACK_AT + region.PACK.size
+
+
+def edited(offset: int, kind: str, *values: object) -> bytes:
+    """The body of SMALL with something else at a place."""
+    content = bytearray(region.encode(SMALL)[:-32])
+    struct.pack_into(kind, content, offset, *values)
+    return bytes(content)
+
+
+def with_counts(chunks: int, packs: int) -> bytes:
+    """A body that has as many of each as it says: zeros, and packs that nothing is in."""
+    found = RegionIndex(0, LINEAGE, (region.Pack(NAME, 1, 0, 0),) * packs, (ZERO_CHUNK,) * chunks)
+    return region.encode(found)[:-32]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(edited(0, "8s", b"SFREGIOM"), id="another magic"),
+        pytest.param(edited(16, "<I", 16384), id="a region beyond the largest volume"),
+        pytest.param(with_counts(0, 0), id="no chunk"),
+        pytest.param(with_counts(CHUNKS_PER_REGION + 1, 0), id="more chunks than a region has"),
+        pytest.param(with_counts(1, 2), id="more packs than chunks"),
+        pytest.param(region.encode(SMALL)[:-32] + region.CHUNK.pack(*ZERO_CHUNK), id="a chunk that is not counted"),
+        pytest.param(b"SFREGION", id="a magic alone"),
+    ],
+)
+def test_a_header_out_of_bounds_is_refused_even_with_a_right_digest(body: bytes) -> None:
+    for decode in (region.decode, region.decode_packs):
+        with pytest.raises(DataCorrupt, match=KEY):
+            decode(seal(body), KEY)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(edited(CHUNKS_AT + 2 * 32 + 12, "<I", 5), id="zeros that have a length"),
+        pytest.param(edited(CHUNKS_AT, "B", 9), id="an unknown codec"),
+        pytest.param(edited(CHUNKS_AT + 12, "<I", 100), id="as it is, and shorter"),
+        pytest.param(edited(CHUNKS_AT, "B", Codec.ZSTD), id="compressed, and no shorter"),
+        pytest.param(edited(CHUNKS_AT + 32 + 12, "<I", 0), id="compressed to nothing"),
+        pytest.param(edited(CHUNKS_AT + 32 + 4, "<I", 1), id="in a pack that is not listed"),
+        pytest.param(edited(CHUNKS_AT + 32 + 8, "<I", CHUNK_BYTES + 1), id="beyond the end of its pack"),
+        pytest.param(with_counts(1, 1), id="a pack that nothing is in"),
+        pytest.param(edited(PACK_AT + 20, "<I", 3), id="a pack with less in it than counted"),
+        pytest.param(edited(PACK_AT + 24, "<I", CHUNK_BYTES + 99), id="a share below what is needed"),
+        pytest.param(edited(PACK_AT + 24, "<I", CHUNK_BYTES + 101), id="a share above the pack's size"),
+        pytest.param(edited(PACK_AT + 16, "<I", PACK_BYTES + 1), id="a pack above the largest"),
+    ],
+)
+def test_an_entry_out_of_bounds_is_refused_even_with_a_right_digest(body: bytes) -> None:
+    with pytest.raises(DataCorrupt, match=KEY):
+        region.decode(seal(body), KEY)
+
+
+def frame(**parameters: int) -> bytes:
+    made = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(**parameters))
+    return bytes(made.compress(bytes(CHUNK_BYTES)))
+
+
+def test_a_frame_that_is_not_one_chunk_is_refused_before_it_is_unpacked() -> None:
+    digest = digest_of(bytes(CHUNK_BYTES))
+    wrong = {
+        "holds no chunk": [frame(write_content_size=0), zstandard.ZstdCompressor().compress(bytes(CHUNK_BYTES + 1))],
+        "is damaged": [frame() + b"more", frame()[:-1]],
+    }
+    for told, frames in wrong.items():
+        for content in frames:
+            with pytest.raises(DataCorrupt, match=told):
+                Decompressor().restore(Chunk(Codec.ZSTD, 0, 0, len(content), digest), memoryview(content), KEY)

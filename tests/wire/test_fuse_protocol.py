@@ -31,7 +31,15 @@ def test_init_is_answered_with_what_we_can() -> None:
     assert (length, error, unique) == (len(answer), 0, 2) and len(answer) == 16 + 64
     major, minor, _, flags, _, _, max_write, _, max_pages, _ = struct.unpack_from("<IIIIHHIIHH", answer, 16)
     assert (major, minor, max_write, max_pages) == (7, 31, 1 << 18, 64)
-    assert flags & protocol.FUSE_ASYNC_DIO and flags & protocol.FUSE_MAX_PAGES
+    wanted = protocol.FUSE_ASYNC_READ | protocol.FUSE_BIG_WRITES | protocol.FUSE_ASYNC_DIO | protocol.FUSE_MAX_PAGES
+    assert flags == wanted, "all of them, and nothing else of what the kernel can"
+
+
+def test_a_request_shorter_than_its_header_is_refused() -> None:
+    for length in (0, 39):
+        with pytest.raises(Unsupported, match=f"{length} bytes"):
+            protocol.parse_head(struct.pack("<I", length) + INIT[4:])
+    assert protocol.parse_head(struct.pack("<I", 40) + INIT[4:]).length == 40
 
 
 def test_an_old_kernel_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import json
 import os
@@ -99,3 +100,52 @@ def test_a_refusal_is_heard_although_the_peer_has_closed() -> None:
     theirs.close()
     with ours, pytest.raises(NotPermitted):
         messages.call(ours, {"call": "anything"})
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("message", "count"), [({"text": "x" * messages.MESSAGE_BYTES_MAX}, 0), ({}, messages.FDS_MAX + 1)], ids=["bytes", "fds"]
+)
+def test_what_no_peer_would_take_is_not_sent(message: messages.Message, count: int) -> None:
+    ours, theirs = pair()
+    with ours, theirs, pytest.raises(Unsupported, match="too large"):
+        messages.send(ours, message, [ours.fileno()] * count)
+    ours, theirs = pair()
+    with ours, theirs:
+        theirs.sendall((messages.MESSAGE_BYTES_MAX + 1).to_bytes(4, "big"))
+        theirs.close()
+        with pytest.raises(Unsupported, match="announced"):
+            messages.receive(ours)
+
+
+def test_a_message_that_ends_in_the_middle_is_none() -> None:
+    for sent in (b"\0\0", b"\0\0\0\x09", b'\0\0\0\x09{"v":1}'):
+        ours, theirs = pair()
+        theirs.sendall(sent)
+        theirs.close()
+        with ours, pytest.raises(ConnectionError):
+            messages.receive(ours)
+
+
+def test_descriptors_of_what_is_refused_are_closed() -> None:
+    ours, theirs = pair()
+    with ours, theirs:
+        before = descriptors()
+        rights = array.array("i", [ours.fileno(), theirs.fileno()])
+        theirs.sendmsg([b"\xff\xff\xff\xff"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        with pytest.raises(Unsupported):
+            messages.receive(ours)
+        assert descriptors() == before
+
+
+def test_descriptors_that_come_with_an_error_are_closed() -> None:
+    ours, theirs = pair()
+    with ours, theirs:
+        before = descriptors()
+        messages.send(theirs, {"error": DataCorrupt("a").to_message()}, [ours.fileno()])
+        with pytest.raises(DataCorrupt):
+            messages.call(ours, {"call": "x"})
+        assert descriptors() == before
