@@ -226,6 +226,12 @@ class S3Store:
             raise RepositoryUnavailable(
                 f"{what}: no answer: {error}", "check that the endpoint is right and the store is up"
             ) from error
+        except RuntimeError as error:  # botocore has no other word for keys that are stale when they are fetched
+            if type(error) is not RuntimeError:
+                raise
+            raise RepositoryUnavailable(
+                f"{what}: not asked: {error}", "look at what its credentials come from, unless this process was being ended"
+            ) from error
 
     def _has_others_than(self, refused: _Keys) -> bool:
         """Whether there are other keys than these by now, which every request is made with from now on."""

@@ -248,6 +248,9 @@ def test_credentials_that_cannot_be_fetched_are_there_again_later(
             ask()
     away.rename(keys)
     assert store.get("x", 10) == b"x"
+    keys.write_text(keys.read_text().replace(soon, (datetime.now(UTC) - timedelta(minutes=1)).isoformat()))
+    with pytest.raises(RepositoryUnavailable, match="still expired"):  # a plain RuntimeError of botocore's
+        open_store(repository, ONCE).get("x", 10)
 
 
 def test_changed_keys_are_used_at_once(rclone_s3: S3Server, tmp_path: Path) -> None:
