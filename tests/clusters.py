@@ -148,6 +148,7 @@ class Cluster:
     nodes: dict[str, NodePlugin] = field(default_factory=dict)
     controllers: list[Controller] = field(default_factory=list)
     addresses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    watching: list[Kube] = field(default_factory=list)
 
     def secret(self, side: str) -> dict[str, bytes]:
         """What the secret of that side holds, as soon as it is there."""
@@ -187,6 +188,7 @@ class Cluster:
             patch.setenv("KUBECONFIG", str(self.api.kubeconfig()))
             kube = Kube(NAMESPACE)
         view = View(kube, ",".join(f"{key}={value}" for key, value in LABELS.items()))
+        self.watching.append(kube)
         view.start()
         wait_until(lambda: view.is_known)
         secret = self.secret("controller")
@@ -227,6 +229,8 @@ def cluster() -> Iterator[Cluster]:
             print(f"--- {log}\n{log.read_text()[-6000:] if log.exists() else 'no log'}")
         raise
     finally:
+        for kube in made.watching:
+            kube.stop()
         for controller in made.controllers:
             controller.kill()
         for node in made.nodes.values():

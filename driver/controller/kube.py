@@ -50,11 +50,16 @@ class Kube:
         self._connection = client.ApiClient(_configuration(context))
         self._core = client.CoreV1Api(self._connection)
         self._leases = client.CoordinationV1Api(self._connection)
+        self._ended = threading.Event()
 
     # --- watching
 
+    def stop(self) -> None:
+        """Have watches end without a word, as soon as the API says anything or is gone."""
+        self._ended.set()
+
     def watch_pods(self, selector: str, on_list: Callable[[list[Any]], None], on_event: Callable[[str, Any], None]) -> None:
-        """Follow the namespace's pods in a thread of its own, for ever: all of them first, then each change."""
+        """Follow the namespace's pods in a thread of its own, until `stop`: all of them first, then each change."""
         listing = functools.partial(self._core.list_namespaced_pod, self.namespace, label_selector=selector)
         self._follow("pods", listing, "V1Pod", on_list, on_event)
 
@@ -68,19 +73,23 @@ class Kube:
     ) -> None:  # fmt: skip
         def run() -> None:
             wait, limit = _AGAIN_SECONDS
-            while True:
+            is_lost = False
+            while not self._ended.is_set():
                 try:
                     found = listing(_request_timeout=_SECONDS)
                     on_list(found.items)
-                    version, wait = found.metadata.resource_version, _AGAIN_SECONDS[0]
-                    while True:
+                    version, is_lost = found.metadata.resource_version, False
+                    while not self._ended.is_set():
                         version = self._stream(listing, kind, version, on_event)
+                        wait = _AGAIN_SECONDS[0]
                 except (ApiException, urllib3.exceptions.HTTPError, OSError) as error:
-                    if getattr(error, "status", None) != _GONE:  # a version that is forgotten: list anew
+                    is_forgotten = getattr(error, "status", None) == _GONE  # the version: list anew
+                    if not is_lost and not is_forgotten and not self._ended.is_set():
                         logs.log().warning("the watch was broken off", watched=what, error=_text(error))
+                        is_lost = True
                 except Exception:  # the outermost loop of a thread without which nothing more is known
                     logs.log().exception("defect", watched=what)
-                threading.Event().wait(wait)
+                self._ended.wait(wait)
                 wait = min(2 * wait, limit)
 
         threading.Thread(target=run, name=f"watch-{what}", daemon=True).start()
