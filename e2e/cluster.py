@@ -342,9 +342,8 @@ class Story:
                          f"{[event['message'] for event in self.cluster.events(name, self.namespace)]}"))  # fmt: skip
 
     def end(self, seconds: float = 120) -> None:
-        """Take everything away: pods first; snapshots and claims hold each other, so they go together."""
-        self._remove(("StatefulSet", "Pod"), seconds)
-        self._remove(("VolumeGroupSnapshot", "VolumeSnapshot", "PersistentVolumeClaim"), seconds)
+        """Take everything away at once, and wait: pods hold claims, and snapshots and claims each other."""
+        self._remove(("StatefulSet", "Pod", "VolumeGroupSnapshot", "VolumeSnapshot", "PersistentVolumeClaim"), seconds)
         for kind, name in self._owned:
             self.cluster.delete(kind, name)
         self.cluster.delete("Namespace", self.namespace)
