@@ -266,7 +266,7 @@ def _repositories(state: Path) -> tuple[RepositoryFact, ...] | str:
 
 def _asked(repository: Repository) -> RepositoryFact:
     try:
-        store = Stores().get(repository)
+        store = Stores().get(repository).store
         is_there = catalog.check_repository(store)
         before = time.time()
         clock = store.list(f"{layout.SNAPSHOTS}doctor/").now - (before + time.time()) / 2

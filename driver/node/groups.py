@@ -10,7 +10,7 @@ import grpc
 from csi import csi_pb2, csi_pb2_grpc
 from driver.core.errors import DataCorrupt, FailedPrecondition, InvalidArgument, NotFound
 from driver.node.here import Here
-from driver.node.snapshots import BEFORE_THE_CUT, everything, file_systems
+from driver.node.snapshots import BEFORE_THE_CUT, file_systems
 from driver.rpc import parameters
 from driver.rpc.described import DELETED, check_alive, group_of
 from driver.rpc.names import NO_SNAPSHOT, engine_name, group_handle, parse_handle
@@ -94,10 +94,15 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=group_of(list(members.values())))
 
     def _members(self, handle: str) -> list[dict[str, Any]]:
-        """What belongs to the group, by this node's records and by its repositories."""
+        """What belongs to the group, by this node's records and by the repository that the handle names."""
+        try:
+            repository = parse_handle("group snapshot", handle).where
+            found = self._here.engine.call("snapshot.list", repository=repository)["snapshots"]
+        except NotFound:
+            return []
         return [
-            item for item in everything(self._here)
-            if item["group"] and item["state"] != "deleted" and group_handle(item["repository"], item["group"]) == handle
+            item for item in found
+            if item["group"] and item["state"] != DELETED and group_handle(item["repository"], item["group"]) == handle
         ]  # fmt: skip
 
     def _check_members(

@@ -27,9 +27,9 @@ from driver.store import layout
 from driver.store.port import Listed, ObjectStore
 from driver.transfer import records
 from driver.transfer.records import Aborted, Manifest, Pending, Tombstone
+from driver.transfer.remembered import Remembered, Summary
 from driver.transfer.specs import Ancestor
 
-Summary = dict[str, Any]
 STALE_SECONDS: Final = 300.0
 """A session whose pending.json is older than this, by the store's clock, is taken for dead by readers."""
 SILENCE_SECONDS: Final = 12 * 3600.0
@@ -235,8 +235,10 @@ class _Objects:
     found: dict[str, Listed] = field(default_factory=dict)
 
 
-def list_snapshots(store: ObjectStore, repository: str) -> list[Summary]:
-    """All snapshots but deleted ones, oldest first. One that cannot be read is listed as failed, with the reason."""
+def list_snapshots(store: ObjectStore, repository: str, remembered: Remembered | None = None) -> list[Summary]:
+    """All snapshots but deleted ones, oldest first. One that cannot be read is listed as failed, with the reason. Those that
+    are `remembered` are not read again."""
+    remembered = remembered or Remembered()
     if not check_repository(store):
         return []
     listing = store.list(layout.SNAPSHOTS)
@@ -245,40 +247,54 @@ def list_snapshots(store: ObjectStore, repository: str) -> list[Summary]:
         named = layout.snapshot_of(item.key)
         if named is not None:
             snapshots.setdefault(named[0], _Objects(listing.now)).found[named[1]] = item
+    remembered.keep_only([objects.found["manifest"] for objects in snapshots.values() if "manifest" in objects.found])
     wanted = [(name, objects) for name, objects in snapshots.items() if "deleted" not in objects.found]
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda item: _listed(store, repository, *item), wanted)
+        found = pool.map(lambda item: _listed(store, repository, item[0], item[1], remembered), wanted)
         summaries = [summary for summary in found if summary is not None]
     return sorted(summaries, key=lambda summary: (summary["created"] or "", summary["id"]))
 
 
-def _listed(store: ObjectStore, repository: str, snapshot: str, objects: _Objects) -> Summary | None:
+def _listed(
+    store: ObjectStore, repository: str, snapshot: str, objects: _Objects, remembered: Remembered
+) -> Summary | None:
     try:
-        return _summary(store, repository, snapshot, objects)
+        return _summary(store, repository, snapshot, objects, remembered)
     except (DataCorrupt, Unsupported) as error:
         return _bare(snapshot, repository, "failed", error=error)
 
 
-def show(store: ObjectStore, repository: str, snapshot: str) -> Summary:
+def show(store: ObjectStore, repository: str, snapshot: str, remembered: Remembered | None = None) -> Summary:
     """One snapshot; `deleted` is a state here. Raises NotFound, DataCorrupt, Unsupported."""
-    check_repository(store)
     listing = store.list(f"{layout.SNAPSHOTS}{snapshot}/")
     objects = _Objects(listing.now)
     for item in listing.objects:
         named = layout.snapshot_of(item.key)
         if named is not None:
             objects.found[named[1]] = item
-    summary = _summary(store, repository, snapshot, objects)
+    remembered = remembered or Remembered()
+    if remembered.get(objects.found.get("manifest")) is None:
+        check_repository(store)
+    summary = _summary(store, repository, snapshot, objects, remembered)
     if summary is None:
         raise NotFound(f"there is no snapshot {snapshot} in {store.where}", "see: stillframe snapshot list")
     return {**summary, "state": "deleted"} if "deleted" in objects.found else summary
 
 
-def _summary(store: ObjectStore, repository: str, snapshot: str, objects: _Objects) -> Summary | None:
+def _summary(
+    store: ObjectStore, repository: str, snapshot: str, objects: _Objects, remembered: Remembered
+) -> Summary | None:
     """None if it is neither committed nor aborted nor pending."""
-    manifest = read_manifest(store, snapshot) if "manifest" in objects.found else None
+    listed = objects.found.get("manifest")
+    known = remembered.get(listed)
+    if known is not None:
+        return known
+    manifest = read_manifest(store, snapshot) if listed is not None else None
     if isinstance(manifest, Manifest):
-        return _of_manifest(manifest, repository)
+        summary = _of_manifest(manifest, repository)
+        if listed is not None:
+            remembered.add(listed, summary)
+        return summary
     pending = _read_pending(store, snapshot) if "pending" in objects.found else None
     if manifest is not None:
         error = SnapshotFailed(f"it was ended before it was complete: {manifest.reason}")

@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from driver.core import settings
 from driver.core.settings import Repository
 from driver.store.open import honours_conditions, open_store
-from driver.store.port import ObjectStore, Options, nothing
+from driver.store.port import Options, nothing
 from driver.store.retry import BRIEF, Retrying, Watch
 from driver.transfer import catalog, specs
 from driver.transfer.begun import Begun
+from driver.transfer.remembered import Remembered
 
 _OPTIONS: Final = Options(connections=8, connect_seconds=3.0, read_seconds=4.0)
 _KEPT: Final = 8
@@ -25,24 +27,36 @@ Spec = dict[str, Any]
 Result = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A repository's open store, and what was read in it."""
+
+    repository: Repository
+    store: Retrying
+    remembered: Remembered = field(default_factory=Remembered)
+
+    def honours_conditions(self) -> bool:
+        return honours_conditions(self.repository, self.store)
+
+
 class Stores:
     """Open stores, by their settings; a changed repositories.toml or credentials file makes a new one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _open; nothing is asked of a store with it held
-        self._open: dict[tuple[Repository, int], Retrying] = {}
+        self._open: dict[tuple[Repository, int], Open] = {}
 
-    def get(self, repository: Repository) -> Retrying:
+    def get(self, repository: Repository) -> Open:
         """Raises InvalidArgument, AccessDenied."""
         key = (repository, _changed(repository.credentials))
         with self._lock:
-            store = self._open.get(key)
-            if store is None:
-                store = open_store(repository, BRIEF, _OPTIONS)
+            found = self._open.get(key)
+            if found is None:
+                found = Open(repository, open_store(repository, BRIEF, _OPTIONS))
                 while len(self._open) >= _KEPT:
-                    self._open.pop(next(iter(self._open))).close()
-                self._open[key] = store
-            return store
+                    self._open.pop(next(iter(self._open))).store.close()
+                self._open[key] = found
+            return found
 
 
 def _changed(path: str | None) -> int:
@@ -52,7 +66,7 @@ def _changed(path: str | None) -> int:
         return 0
 
 
-def begin(repository: Repository, store: Retrying, spec: Spec, result: Result, begun: Begun) -> None:
+def begin(of: Open, spec: Spec, result: Result, begun: Begun) -> None:
     """specs.Begin -> {repository_id, conditional_put, parent: {id, created, size_bytes} or None, requests}; with
     AlreadyExists perhaps {manifest}"""
     requests = 0
@@ -61,12 +75,12 @@ def begin(repository: Repository, store: Retrying, spec: Spec, result: Result, b
         nonlocal requests
         requests += 1
 
-    store = store.watched(Watch(count, nothing))
+    repository, store = of.repository, of.store.watched(Watch(count, nothing))
     session = specs.parse(spec, specs.Begin)
     repository_id = catalog.open_repository(store, was_used=bool(session.parents))
     conditions = honours_conditions(repository, store)
-    of = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
-    found = catalog.begin(store, of, session.parents, result, repository.name, conditions=conditions)
+    beginning = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
+    found = catalog.begin(store, beginning, session.parents, result, repository.name, conditions=conditions)
     begun.note(session.snapshot.id, repository, repository_id, found)
     parent = None
     if found is not None:
@@ -74,47 +88,47 @@ def begin(repository: Repository, store: Retrying, spec: Spec, result: Result, b
     result.update(repository_id=repository_id, conditional_put=conditions, parent=parent, requests=requests)
 
 
-def check(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+def check(of: Open, spec: Spec, result: Result) -> None:
     """-> {conditional_put}: whether it honours them. Fails if it cannot be written to. A new prefix becomes a repository."""
-    catalog.open_repository(store)
-    result["conditional_put"] = honours_conditions(repository, store)
+    catalog.open_repository(of.store)
+    result["conditional_put"] = of.honours_conditions()
 
 
-def list_snapshots(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+def list_snapshots(of: Open, spec: Spec, result: Result) -> None:
     """-> {snapshots: [summary]}"""
-    result["snapshots"] = catalog.list_snapshots(store, repository.name)
+    result["snapshots"] = catalog.list_snapshots(of.store, of.repository.name, of.remembered)
 
 
-def show(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+def show(of: Open, spec: Spec, result: Result) -> None:
     """specs.OfSnapshot -> summary"""
-    result.update(catalog.show(store, repository.name, specs.parse(spec, specs.OfSnapshot).snapshot))
+    result.update(catalog.show(of.store, of.repository.name, specs.parse(spec, specs.OfSnapshot).snapshot, of.remembered))
 
 
-def delete(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+def delete(of: Open, spec: Spec, result: Result) -> None:
     """specs.Delete -> {}"""
     wanted = specs.parse(spec, specs.Delete)
-    conditions = honours_conditions(repository, store)
-    catalog.delete(store, wanted.snapshot, conditions=conditions, only_writer=wanted.only_writer)
+    conditions = of.honours_conditions()
+    catalog.delete(of.store, wanted.snapshot, conditions=conditions, only_writer=wanted.only_writer)
 
 
-def withdraw(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+def withdraw(of: Open, spec: Spec, result: Result) -> None:
     """specs.Withdraw -> {}: undo `begin` for a session that came to nothing."""
     wanted = specs.parse(spec, specs.Withdraw)
-    catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node, wanted.since)
+    catalog.withdraw(of.store, wanted.snapshot, wanted.volume, wanted.node, wanted.since)
 
 
-def settle(repository: Repository, store: ObjectStore, spec: Spec, result: Result) -> None:
+def settle(of: Open, spec: Spec, result: Result) -> None:
     """specs.Settle -> summary of what the snapshot is for good; without conditional PUTs, of what it is now."""
     wanted = specs.parse(spec, specs.Settle)
-    catalog.check_same(store, wanted.repository_id)
-    if honours_conditions(repository, store):
-        catalog.settle(store, wanted.snapshot, wanted.volume, wanted.node, wanted.reason)
+    catalog.check_same(of.store, wanted.repository_id)
+    if of.honours_conditions():
+        catalog.settle(of.store, wanted.snapshot, wanted.volume, wanted.node, wanted.reason)
     else:
-        catalog.withdraw(store, wanted.snapshot, wanted.volume, wanted.node)
-    result.update(catalog.show(store, repository.name, wanted.snapshot))
+        catalog.withdraw(of.store, wanted.snapshot, wanted.volume, wanted.node)
+    result.update(catalog.show(of.store, of.repository.name, wanted.snapshot, of.remembered))
 
 
-JOBS: Final[dict[str, Callable[[Repository, ObjectStore, Spec, Result], None]]] = {
+JOBS: Final[dict[str, Callable[[Open, Spec, Result], None]]] = {
     "withdraw": withdraw,
     "settle": settle,
     "check": check,
@@ -131,8 +145,8 @@ def run(stores: Stores, begun: Begun, state: Path, kind: str, spec: Spec, result
     """Fill in the result of a small job. Raises every StillframeError."""
     name = specs.parse(spec, specs.OfRepository).repository
     repository = settings.repository(state, name)
-    store = stores.get(repository)
+    of = stores.get(repository)
     if kind == "begin":
-        begin(repository, store, spec, result, begun)
+        begin(of, spec, result, begun)
     else:
-        JOBS[kind](repository, store, spec, result)
+        JOBS[kind](of, spec, result)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clusters import Cluster, cluster
+from tests.servers import versitygw
 
+__all__ = ["versitygw"]
 SLOW = ("--upload-rate", str(4 << 20))
 
 
