@@ -58,7 +58,7 @@ class Clones:
         asked.CopyFrom(request)
         asked.volume_content_source.snapshot.snapshot_id = str(snapshot)
         made: csi_pb2.CreateVolumeResponse = self._everywhere.nodes.ask(node, "CreateVolume", asked, context)
-        known = self._everywhere.repositories.show(snapshot.where, snapshot.id)
+        known = self._everywhere.repositories.within(context).show(snapshot.where, snapshot.id)
         if known is not None and known["state"] != DELETED:
             gone = csi_pb2.DeleteSnapshotRequest(snapshot_id=str(snapshot))
             delete(self._everywhere, known, "DeleteSnapshot", gone, context)
@@ -68,7 +68,7 @@ class Clones:
     def _uploaded(self, node: str, request: csi_pb2.CreateVolumeRequest, context: grpc.ServicerContext) -> Handle:
         """The snapshot of which the volume is made: the first that has not ended, or, if it has, the one of which the volume
         was made."""
-        repositories, volume = self._everywhere.repositories, engine_name(request.name)
+        repositories, volume = self._everywhere.repositories.within(context), engine_name(request.name)
         where = repositories.named(None)
         ended: list[Handle] = []
         while True:

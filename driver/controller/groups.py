@@ -53,7 +53,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         check_one_node(volumes)
         repository = self._everywhere.repositories.named(parameters.of_snapshot(request.parameters).repository)
         with self._everywhere.operations.on(f"group snapshot {name}"):
-            members = self._members_made(name, repository, volumes)
+            members = self._members_made(name, repository, volumes, context)
             if members is None:
                 try:
                     made: csi_pb2.CreateVolumeGroupSnapshotResponse = self._everywhere.nodes.ask(
@@ -63,16 +63,21 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
                 except NodeSilent as error:
                     raise Busy(error.message, error.hint) from error
                 except NodeUnavailable as error:
-                    members = self._given_up(name, repository, volumes, error)
+                    members = self._given_up(name, repository, volumes, error, context)
         return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=group_of(members))
 
-    def _known(self, name: str, repository: str, volumes: Sequence[Handle]) -> list[Summary | None]:
-        return [known_of(self._everywhere, repository, snapshot_id(member_name(name, volume.id))) for volume in volumes]
+    def _known(
+        self, name: str, repository: str, volumes: Sequence[Handle], context: grpc.ServicerContext
+    ) -> list[Summary | None]:
+        members = [snapshot_id(member_name(name, volume.id)) for volume in volumes]
+        return known_of(self._everywhere, repository, members, context)
 
-    def _members_made(self, name: str, repository: str, volumes: Sequence[Handle]) -> list[Summary] | None:
+    def _members_made(
+        self, name: str, repository: str, volumes: Sequence[Handle], context: grpc.ServicerContext
+    ) -> list[Summary] | None:
         """All members, complete; None if the node has to be asked. Raises SnapshotFailed if one of them will never be."""
         members: list[Summary] = []
-        for volume, known in zip(volumes, self._known(name, repository, volumes), strict=True):
+        for volume, known in zip(volumes, self._known(name, repository, volumes, context), strict=True):
             if known is None or known["state"] not in SETTLED:
                 continue
             check_volume(known, volume)
@@ -80,24 +85,26 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             members.append(known)
         if len(members) < len(volumes):
             return None
-        of_group = [item for item in self._everywhere.repositories.list(repository) if item["group"] == name]
+        listed = self._everywhere.repositories.within(context).list(repository)
+        of_group = [item for item in listed if item["group"] == name]
         return members if len(of_group) == len(members) else None
 
     def _given_up(
-        self, name: str, repository: str, volumes: Sequence[Handle], error: NodeUnavailable
+        self, name: str, repository: str, volumes: Sequence[Handle], error: NodeUnavailable,
+        context: grpc.ServicerContext,
     ) -> list[Summary]:
         """Ends the group if one of its sessions is lost. Raises FailedPrecondition, SnapshotFailed."""
-        known = self._known(name, repository, volumes)
+        known = self._known(name, repository, volumes, context)
         failures: list[StillframeError] = []
         for item in sorted(known, key=lambda item: item is None or item["state"] != STALE):
             if item is None or item["state"] not in SETTLED:
                 try:
-                    without_the_node(self._everywhere, item, error)
+                    without_the_node(self._everywhere, item, error, context)
                 except (SnapshotFailed, FailedPrecondition) as failure:
                     failures.append(failure)
         if failures:
             raise failures[0]
-        return [item for item in self._known(name, repository, volumes) if item is not None]
+        return [item for item in self._known(name, repository, volumes, context) if item is not None]
 
     def DeleteVolumeGroupSnapshot(  # noqa: N802
         self, request: csi_pb2.DeleteVolumeGroupSnapshotRequest, context: grpc.ServicerContext
@@ -108,22 +115,22 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         except NotFound:
             return csi_pb2.DeleteVolumeGroupSnapshotResponse()
         with self._everywhere.operations.on(f"group snapshot {handle}"):
-            members = self._members(handle)
-            damaged = self._check_members(handle, request.snapshot_ids, members)
+            members = self._members(handle, context)
+            damaged = self._check_members(handle, request.snapshot_ids, members, context)
             for member in members:
                 delete(self._everywhere, member, "DeleteVolumeGroupSnapshot", request, context)
             for snapshot, error in damaged.items():
-                delete_damaged(self._everywhere, snapshot, error)
+                delete_damaged(self._everywhere, snapshot, error, context)
         return csi_pb2.DeleteVolumeGroupSnapshotResponse()
 
     def GetVolumeGroupSnapshot(  # noqa: N802
         self, request: csi_pb2.GetVolumeGroupSnapshotRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetVolumeGroupSnapshotResponse:
         handle = parse_handle("group snapshot", request.group_snapshot_id)
-        members = self._members(handle)
+        members = self._members(handle, context)
         if not members:
             raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}", NO_SNAPSHOT)
-        for error in self._check_members(handle, request.snapshot_ids, members).values():
+        for error in self._check_members(handle, request.snapshot_ids, members, context).values():
             raise error
         if any(member["state"] in (IN_THE_MAKING, STALE) for member in members):
             try:
@@ -138,14 +145,14 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             check_alive(member)
         return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=group_of(members))
 
-    def _members(self, handle: Handle) -> list[Summary]:
+    def _members(self, handle: Handle, context: grpc.ServicerContext) -> list[Summary]:
         return [
-            item for item in self._everywhere.repositories.list(handle.where)
+            item for item in self._everywhere.repositories.within(context).list(handle.where)
             if item["group"] and group_handle(handle.where, item["group"]) == str(handle)
         ]  # fmt: skip
 
     def _check_members(
-        self, group: Handle, given: Sequence[str], members: Sequence[Summary]
+        self, group: Handle, given: Sequence[str], members: Sequence[Summary], context: grpc.ServicerContext
     ) -> dict[Handle, DataCorrupt]:
         """Those of which nothing can be read: what group they are of, only who asks knows. Raises InvalidArgument for a
         snapshot that is there and belongs elsewhere."""
@@ -159,7 +166,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             except NotFound:
                 continue
             try:
-                found: Any = self._everywhere.repositories.show(handle.where, handle.id)
+                found: Any = self._everywhere.repositories.within(context).show(handle.where, handle.id)
             except DataCorrupt as error:
                 damaged[handle] = error
                 continue

@@ -1,6 +1,7 @@
 """What the repositories say of snapshots: read first, whatever became of a node. gRPC's threads.
 
-The state folder's repositories.toml is read at each call; every request to a store has short time-outs.
+The state folder's repositories.toml is read at each call; every request to a store has short time-outs, and the time that
+the call has that it is for.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
+
 from driver.core import settings
 from driver.core.errors import FailedPrecondition, NotFound, SnapshotFailed
+from driver.rpc.deadlines import time_left
 from driver.store.open import honours_conditions, open_store
 from driver.store.port import ObjectStore, Options
-from driver.store.retry import PATIENT
+from driver.store.retry import PATIENT, Left
 from driver.transfer import catalog
 from driver.transfer.collect import READERS, Ways, collect
 from driver.transfer.records import Aborted
@@ -28,9 +32,14 @@ _AT_ONCE: Final = 8
 class Repositories:
     """Those that <state>/repositories.toml names."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, stores: Stores | None = None, left: Left | None = None) -> None:
         self._state = state
-        self._stores = Stores()
+        self._stores = stores or Stores()
+        self._left = left
+
+    def within(self, context: grpc.ServicerContext) -> Repositories:
+        """The same, for a call: what takes longer than that has time is RepositoryUnavailable."""
+        return Repositories(self._state, self._stores, lambda: time_left(context))
 
     def named(self, name: str | None) -> str:
         """The repository of that name, or the default one. Raises NotFound."""
@@ -46,7 +55,8 @@ class Repositories:
             repository = settings.repository(self._state, name)
         except NotFound as error:
             raise FailedPrecondition(error.message, error.hint) from None
-        return self._stores.get(repository)
+        of = self._stores.get(repository)
+        return of if self._left is None else of.within(self._left)
 
     def show(self, name: str, snapshot: str) -> Summary | None:
         """A snapshot, by its id; None if the repository knows of none. Raises what the store answers, and FailedPrecondition

@@ -7,6 +7,7 @@ passes: at once when the snapshot is deleted, else only after nothing was heard 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -55,7 +56,7 @@ class SnapshotCalls:
         volume = parse_handle("volume", request.source_volume_id)
         repository = self._everywhere.repositories.named(parameters.of_snapshot(request.parameters).repository)
         with self._everywhere.operations.on(f"snapshot {name}"):
-            known = known_of(self._everywhere, repository, snapshot_id(name))
+            (known,) = known_of(self._everywhere, repository, [snapshot_id(name)], context)
             if known is None or known["state"] not in SETTLED:
                 try:
                     made: csi_pb2.CreateSnapshotResponse = self._everywhere.nodes.ask(
@@ -65,7 +66,7 @@ class SnapshotCalls:
                 except NodeSilent as error:
                     raise Busy(error.message, error.hint) from error
                 except NodeUnavailable as error:
-                    known = without_the_node(self._everywhere, known, error)
+                    known = without_the_node(self._everywhere, known, error, context)
         check_volume(known, volume)
         check_alive(known)
         return csi_pb2.CreateSnapshotResponse(snapshot=snapshot_of(known))
@@ -80,9 +81,9 @@ class SnapshotCalls:
             return csi_pb2.DeleteSnapshotResponse()
         with self._everywhere.operations.on(f"snapshot {handle}"):
             try:
-                known = self._everywhere.repositories.show(handle.where, handle.id)
+                known = self._everywhere.repositories.within(context).show(handle.where, handle.id)
             except DataCorrupt as error:
-                delete_damaged(self._everywhere, handle, error)
+                delete_damaged(self._everywhere, handle, error, context)
                 return csi_pb2.DeleteSnapshotResponse()
             if known is not None and known["group"] and known["state"] != DELETED:
                 raise InvalidArgument(
@@ -96,7 +97,8 @@ class SnapshotCalls:
         self, request: csi_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ListSnapshotsResponse:
         """Those that are complete or in the making, of all repositories."""
-        found = [item for item in self._listed(request) if item["state"] in (READY, IN_THE_MAKING) and item["volume"]]
+        listed = self._listed(request, context)
+        found = [item for item in listed if item["state"] in (READY, IN_THE_MAKING) and item["volume"]]
         if request.source_volume_id:
             found = [item for item in found if source_of(item) == request.source_volume_id]
         found.sort(key=lambda item: str(item["handle"]))
@@ -104,21 +106,21 @@ class SnapshotCalls:
         entries = [csi_pb2.ListSnapshotsResponse.Entry(snapshot=self._described(item, context)) for item in shown]
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)
 
-    def _listed(self, request: csi_pb2.ListSnapshotsRequest) -> list[Summary]:
+    def _listed(self, request: csi_pb2.ListSnapshotsRequest, context: grpc.ServicerContext) -> list[Summary]:
         if not request.snapshot_id:
-            return self._everywhere.repositories.all()
+            return self._everywhere.repositories.within(context).all()
         try:
             handle = parse_handle("snapshot", request.snapshot_id)
         except NotFound:
             return []
-        found = self._everywhere.repositories.show(handle.where, handle.id)
+        found = self._everywhere.repositories.within(context).show(handle.where, handle.id)
         return [found] if found is not None else []
 
     def GetSnapshot(  # noqa: N802
         self, request: csi_pb2.GetSnapshotRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetSnapshotResponse:
         handle = parse_handle("snapshot", request.snapshot_id)
-        found = self._everywhere.repositories.show(handle.where, handle.id)
+        found = self._everywhere.repositories.within(context).show(handle.where, handle.id)
         if found is None or found["state"] == DELETED or not found["volume"]:
             raise NotFound(f"there is no snapshot {request.snapshot_id!r}", NO_SNAPSHOT)
         return csi_pb2.GetSnapshotResponse(snapshot=self._described(found, context))
@@ -136,13 +138,19 @@ class SnapshotCalls:
         return snapshot_of(found)
 
 
-def known_of(everywhere: Everywhere, repository: str, snapshot: str) -> Summary | None:
-    """What the repository says; None if it knows nothing, or cannot be asked: then the node decides."""
+def known_of(
+    everywhere: Everywhere, repository: str, snapshots: Sequence[str], context: grpc.ServicerContext
+) -> list[Summary | None]:
+    """What the repository says of each; None of those that it does not know, and of all if it cannot be asked: then the node
+    decides. Raises FailedPrecondition if it has not answered within the time of the call."""
+    repositories = everywhere.repositories.within(context)
     try:
-        return everywhere.repositories.show(repository, snapshot)
+        return [repositories.show(repository, snapshot) for snapshot in snapshots]
     except (RepositoryUnavailable, AccessDenied, FailedPrecondition) as error:
         logs.log().warning("the repository cannot be asked", repository=repository, error=error.message)
-        return None
+        if time_left(context) <= 0:
+            raise FailedPrecondition(error.message, error.hint) from error
+        return [None] * len(snapshots)
 
 
 def check_volume(known: Summary, volume: Handle) -> None:
@@ -151,7 +159,9 @@ def check_volume(known: Summary, volume: Handle) -> None:
         raise AlreadyExists(f"snapshot {known['name']!r} exists, of volume {source_of(known)}", "take another name")
 
 
-def without_the_node(everywhere: Everywhere, known: Summary | None, error: NodeUnavailable) -> Summary:
+def without_the_node(
+    everywhere: Everywhere, known: Summary | None, error: NodeUnavailable, context: grpc.ServicerContext
+) -> Summary:
     """What becomes of a snapshot whose node cannot be asked: one of which nothing is heard any more is ended.
 
     Raises FailedPrecondition where it was not begun, or may still go on; SnapshotFailed once it is ended.
@@ -164,7 +174,8 @@ def without_the_node(everywhere: Everywhere, known: Summary | None, error: NodeU
             f"{error.hint}; it is given up when nothing is heard of it for five minutes",
         ) from error
     reason = StillframeError.from_message(known["error"]).message
-    return everywhere.repositories.fence(known["repository"], known["id"], f"{reason}; {error.message}")
+    repositories = everywhere.repositories.within(context)
+    return repositories.fence(known["repository"], known["id"], f"{reason}; {error.message}")
 
 
 def delete(
@@ -178,7 +189,7 @@ def delete(
     in_the_making = known["state"] in (IN_THE_MAKING, STALE)
     only_writer = in_the_making and node is not None and everywhere.is_gone(node)
     try:
-        everywhere.repositories.delete(known["repository"], known["id"], only_writer=only_writer)
+        everywhere.repositories.within(context).delete(known["repository"], known["id"], only_writer=only_writer)
     except Unsupported:
         if node is None:
             raise
@@ -188,10 +199,12 @@ def delete(
         tell(everywhere, node, method, request, context)
 
 
-def delete_damaged(everywhere: Everywhere, snapshot: Handle, error: DataCorrupt) -> None:
+def delete_damaged(
+    everywhere: Everywhere, snapshot: Handle, error: DataCorrupt, context: grpc.ServicerContext
+) -> None:
     """Delete a snapshot of which nothing can be read: as long as it is there, nothing is collected."""
     logs.log().warning("a damaged snapshot is deleted", snapshot=str(snapshot), error=error.message)
-    everywhere.repositories.delete(snapshot.where, snapshot.id, only_writer=False)
+    everywhere.repositories.within(context).delete(snapshot.where, snapshot.id, only_writer=False)
 
 
 def tell(everywhere: Everywhere, node: str, method: str, request: Any, context: grpc.ServicerContext) -> None:

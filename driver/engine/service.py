@@ -219,12 +219,18 @@ def _capacity(service: Service, arguments: Arguments) -> Message:
     return service.volumes.capacity()
 
 
+def _seconds(arguments: Arguments) -> float | None:
+    """How long the caller waits for a repository, if it has said so."""
+    seconds = arguments.get("seconds")
+    return None if seconds is None else float(seconds)
+
+
 def _list_snapshots(service: Service, arguments: Arguments) -> Message:
-    return {"snapshots": service.snapshots.list(service.repository(arguments))}
+    return {"snapshots": service.snapshots.list(service.repository(arguments), _seconds(arguments))}
 
 
 def _show_snapshot(service: Service, arguments: Arguments) -> Message:
-    return service.snapshots.show(arguments["snapshot"], service.repository(arguments))
+    return service.snapshots.show(arguments["snapshot"], service.repository(arguments), _seconds(arguments))
 
 
 def _verify(service: Service, arguments: Arguments) -> Message:
@@ -236,13 +242,13 @@ def _restore(service: Service, arguments: Arguments) -> Message:
     job, record = service.snapshots.restore(
         arguments["snapshot"], service.repository(arguments), arguments["volume"],
         None if size_bytes is None else int(size_bytes), arguments.get("provisioning"),
-        int(arguments.get("processes", 0)),
+        int(arguments.get("processes", 0)), _seconds(arguments),
     )  # fmt: skip
     return {"job": job, "volume": service.volumes.describe(record)}
 
 
 def _delete_snapshot(service: Service, arguments: Arguments) -> Message:
-    service.snapshots.delete(arguments["snapshot"], service.repository(arguments))
+    service.snapshots.delete(arguments["snapshot"], service.repository(arguments), _seconds(arguments))
     return {}
 
 

@@ -18,7 +18,8 @@ from driver.host import disks
 
 
 class Snapshots:
-    """`repository` arguments are names; `snapshot` arguments are names, ids, or handles `<repository>:<id>` of it."""
+    """`repository` arguments are names; `snapshot` arguments are names, ids, or handles `<repository>:<id>` of it. `seconds`
+    is how long who asks waits for a repository, None if that does not matter: RepositoryUnavailable after that."""
 
     def __init__(self, sessions: Sessions, volumes: Volumes, transfer: TransferClient, jobs: Jobs) -> None:
         self._sessions = sessions
@@ -26,8 +27,8 @@ class Snapshots:
         self._transfer = transfer
         self._jobs = jobs
 
-    def _ask(self, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-        return self._transfer.ask(f"{kind}-{new_id()}", kind, spec)
+    def _ask(self, kind: str, spec: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+        return self._transfer.ask(f"{kind}-{new_id()}", kind, {**spec, "seconds": seconds})
 
     @staticmethod
     def _find(snapshot: str, repository: str) -> tuple[str, str]:
@@ -37,15 +38,15 @@ class Snapshots:
             snapshot = snapshot_id(check_name("snapshot", snapshot))
         return repository, snapshot
 
-    def list(self, repository: str) -> list[dict[str, Any]]:
+    def list(self, repository: str, seconds: float | None = None) -> list[dict[str, Any]]:
         """All snapshots of a repository, and this node's sessions into it."""
-        found = {item["id"]: item for item in self._ask("list", {"repository": repository})["snapshots"]}
+        found = {item["id"]: item for item in self._ask("list", {"repository": repository}, seconds)["snapshots"]}
         for record in self._sessions.all():
             if record.repository == repository and found.get(record.id, {}).get("state") != "committed":
                 found[record.id] = self._sessions.describe(record)
         return sorted(found.values(), key=lambda item: (item.get("created") or "", item["name"] or ""))
 
-    def show(self, snapshot: str, repository: str) -> dict[str, Any]:
+    def show(self, snapshot: str, repository: str, seconds: float | None = None) -> dict[str, Any]:
         """One snapshot. Raises NotFound."""
         where, found = self._find(snapshot, repository)
         record = self._sessions.record(found)
@@ -53,7 +54,7 @@ class Snapshots:
         if local is not None and local["state"] != "committed":
             return local
         try:
-            remote = self._ask("show", {"repository": where, "snapshot": found})
+            remote = self._ask("show", {"repository": where, "snapshot": found}, seconds)
         except NotFound:
             raise NotFound(
                 f"there is no snapshot {snapshot!r} in repository {where!r}", "see: stillframe snapshot list"
@@ -69,8 +70,8 @@ class Snapshots:
         """Start a job on a repository as a whole: gc, audit or stats. The job."""
         return self._jobs.start(kind, {"repository": repository, **more})
 
-    def _committed(self, snapshot: str, repository: str) -> tuple[str, dict[str, Any]]:
-        found = self.show(snapshot, repository)
+    def _committed(self, snapshot: str, repository: str, seconds: float | None = None) -> tuple[str, dict[str, Any]]:
+        found = self.show(snapshot, repository, seconds)
         if found["state"] == "deleted":
             raise NotFound(f"snapshot {snapshot!r} was deleted", "see: stillframe snapshot list")
         if found["state"] != "committed":
@@ -81,13 +82,13 @@ class Snapshots:
 
     def restore(
         self, snapshot: str, repository: str, volume: str, size_bytes: int | None, provisioning: str | None,
-        processes: int = 0,
+        processes: int = 0, seconds: float | None = None,
     ) -> tuple[str, VolumeRecord]:  # fmt: skip
         """Start to make a new volume of a snapshot; the job, and the volume, which is `restoring` until it has ended.
 
         Raises InvalidArgument for a size below the snapshot's, AlreadyExists, OutOfSpace, NotFound.
         """
-        where, found = self._committed(snapshot, repository)
+        where, found = self._committed(snapshot, repository, seconds)
         size_bytes = volume_size(size_bytes or found["size_bytes"])
         if size_bytes < found["size_bytes"]:
             raise InvalidArgument(
@@ -167,23 +168,23 @@ class Snapshots:
         else:
             self._jobs.follow(record.restore_job or "", lambda error: self._restored(record.name, error))
 
-    def delete(self, snapshot: str, repository: str) -> None:
+    def delete(self, snapshot: str, repository: str, seconds: float | None = None) -> None:
         """Delete a snapshot; one in the making is ended first, for good. Raises NotFound."""
         where, found = self._find(snapshot, repository)
         record = self._sessions.record(found)
         if record is not None and record.repository == where:
             if record.state in RUNNING:
-                self._check_abortable(where)
+                self._check_abortable(where, seconds)
                 self._sessions.abort(found)
             with contextlib.suppress(NotFound):
-                self._ask("delete", {"repository": where, "snapshot": found, "only_writer": True})
+                self._ask("delete", {"repository": where, "snapshot": found, "only_writer": True}, seconds)
             self._sessions.forget(found)
             return
-        self._ask("delete", {"repository": where, "snapshot": found})
+        self._ask("delete", {"repository": where, "snapshot": found}, seconds)
 
-    def _check_abortable(self, repository: str) -> None:
+    def _check_abortable(self, repository: str, seconds: float | None) -> None:
         """Raises Unsupported where a commit on its way could not be told from one that came too late."""
-        if not self._ask("check", {"repository": repository})["conditional_put"]:
+        if not self._ask("check", {"repository": repository}, seconds)["conditional_put"]:
             raise Unsupported(
                 f"repository {repository!r} ignores conditional PUTs: a snapshot in the making cannot be deleted there",
                 "wait until it has ended, then delete it",

@@ -47,25 +47,25 @@ class Creation:
         try:
             known = self._here.engine.call("volume.show", name=name)
         except NotFound:
-            known = self._make(name, request.capacity_range, possible, source, given)
+            known = self._make(name, request.capacity_range, possible, source, given, context)
         self._check(known, name, request, given)
         return self._available(known, context)
 
     def _make(
         self, name: str, capacity: csi_pb2.CapacityRange, possible: _Capabilities, source: csi_pb2.VolumeContentSource,
-        given: VolumeParameters,
+        given: VolumeParameters, context: grpc.ServicerContext,
     ) -> dict[str, Any]:  # fmt: skip
         engine = self._here.engine
         match source.WhichOneof("type"):
             case "snapshot":
                 handle = parse_handle("snapshot", source.snapshot.snapshot_id)
-                found = engine.call("snapshot.show", snapshot=str(handle))
+                found = engine.call("snapshot.show", snapshot=str(handle), seconds=time_left(context))
                 if found["state"] == DELETED:
                     raise NotFound(f"snapshot {str(handle)!r} was deleted", "restore another: stillframe snapshot list")
                 size_bytes = self._size(capacity, possible, found["size_bytes"])
                 made = engine.call(
                     "snapshot.restore", snapshot=str(handle), volume=name, size_bytes=size_bytes,
-                    provisioning=given.provisioning, processes=given.processes,
+                    provisioning=given.provisioning, processes=given.processes, seconds=time_left(context),
                 )  # fmt: skip
                 return dict(made["volume"])
             case "volume":

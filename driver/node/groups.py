@@ -12,6 +12,7 @@ from driver.core.errors import DataCorrupt, FailedPrecondition, InvalidArgument,
 from driver.node.here import Here
 from driver.node.snapshots import BEFORE_THE_CUT, file_systems
 from driver.rpc import parameters
+from driver.rpc.deadlines import time_left
 from driver.rpc.described import DELETED, check_alive, group_of
 from driver.rpc.names import NO_SNAPSHOT, engine_name, group_handle, parse_handle
 
@@ -70,11 +71,11 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         if not request.group_snapshot_id:
             raise InvalidArgument("the group snapshot id is missing")
         with self._here.operations.on(f"group snapshot {request.group_snapshot_id}"):
-            members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
-            damaged = self._check_members(request.group_snapshot_id, request.snapshot_ids, members)
+            members = {member["handle"]: member for member in self._members(request.group_snapshot_id, context)}
+            damaged = self._check_members(request.group_snapshot_id, request.snapshot_ids, members, context)
             for handle in (*members, *damaged):
                 try:
-                    self._here.engine.call("snapshot.delete", snapshot=handle)
+                    self._here.engine.call("snapshot.delete", snapshot=handle, seconds=time_left(context))
                 except NotFound:
                     continue
         return csi_pb2.DeleteVolumeGroupSnapshotResponse()
@@ -84,20 +85,20 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
     ) -> csi_pb2.GetVolumeGroupSnapshotResponse:
         if not request.group_snapshot_id:
             raise InvalidArgument("the group snapshot id is missing")
-        members = {member["handle"]: member for member in self._members(request.group_snapshot_id)}
+        members = {member["handle"]: member for member in self._members(request.group_snapshot_id, context)}
         if not members:
             raise NotFound(f"there is no group snapshot {request.group_snapshot_id!r}", NO_SNAPSHOT)
-        for error in self._check_members(request.group_snapshot_id, request.snapshot_ids, members).values():
+        for error in self._check_members(request.group_snapshot_id, request.snapshot_ids, members, context).values():
             raise error
         for member in members.values():
             check_alive(member)
         return csi_pb2.GetVolumeGroupSnapshotResponse(group_snapshot=group_of(list(members.values())))
 
-    def _members(self, handle: str) -> list[dict[str, Any]]:
+    def _members(self, handle: str, context: grpc.ServicerContext) -> list[dict[str, Any]]:
         """What belongs to the group, by this node's records and by the repository that the handle names."""
         try:
             repository = parse_handle("group snapshot", handle).where
-            found = self._here.engine.call("snapshot.list", repository=repository)["snapshots"]
+            found = self._here.engine.call("snapshot.list", repository=repository, seconds=time_left(context))["snapshots"]
         except NotFound:
             return []
         return [
@@ -106,7 +107,7 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
         ]  # fmt: skip
 
     def _check_members(
-        self, group: str, given: Sequence[str], members: dict[str, Any]
+        self, group: str, given: Sequence[str], members: dict[str, Any], context: grpc.ServicerContext
     ) -> dict[str, DataCorrupt]:
         """Those of which nothing can be read: what group they are of, only who asks knows. Raises InvalidArgument for a
         snapshot that is there and belongs elsewhere."""
@@ -115,7 +116,8 @@ class GroupController(csi_pb2_grpc.GroupControllerServicer):
             if handle in members:
                 continue
             try:
-                found = self._here.engine.call("snapshot.show", snapshot=str(parse_handle("snapshot", handle)))
+                parsed = str(parse_handle("snapshot", handle))
+                found = self._here.engine.call("snapshot.show", snapshot=parsed, seconds=time_left(context))
             except NotFound:
                 continue
             except DataCorrupt as error:

@@ -28,6 +28,7 @@ from driver.core.errors import (
 from driver.host import mountinfo
 from driver.node.here import Here
 from driver.rpc import parameters
+from driver.rpc.deadlines import time_left
 from driver.rpc.described import DELETED, IN_THE_MAKING, READY, check_alive, snapshot_of, source_of
 from driver.rpc.names import NO_SNAPSHOT, engine_name, parse_handle
 from driver.rpc.paging import page
@@ -50,11 +51,13 @@ class SnapshotCalls:
         volume = self._here.parse(request.source_volume_id)
         given = parameters.of_snapshot(request.parameters)
         with self._here.operations.on(f"snapshot {name}"):
-            found = self._create(name, volume, given)
+            found = self._create(name, volume, given, context)
         check_alive(found)
         return csi_pb2.CreateSnapshotResponse(snapshot=snapshot_of(found))
 
-    def _create(self, name: str, volume: str, given: parameters.SnapshotParameters) -> dict[str, Any]:
+    def _create(
+        self, name: str, volume: str, given: parameters.SnapshotParameters, context: grpc.ServicerContext
+    ) -> dict[str, Any]:
         try:
             with file_systems(self._here, [volume], wanted=given.freeze) as fds:
                 return self._here.engine.call(
@@ -62,15 +65,19 @@ class SnapshotCalls:
                     on_buffer_full=given.on_buffer_full,
                 )  # fmt: skip
         except AlreadyExists:
-            return self._committed_before(name, volume, given)
+            return self._committed_before(name, volume, given, context)
         except BEFORE_THE_CUT as error:
             raise FailedPrecondition(error.message, error.hint) from error
 
-    def _committed_before(self, name: str, volume: str, given: parameters.SnapshotParameters) -> dict[str, Any]:
+    def _committed_before(
+        self, name: str, volume: str, given: parameters.SnapshotParameters, context: grpc.ServicerContext
+    ) -> dict[str, Any]:
         """The snapshot that this volume has in the repository, of which this node has lost its record. Raises
         AlreadyExists if it is another volume's."""
         try:
-            found = self._here.engine.call("snapshot.show", snapshot=name, repository=given.repository)
+            found = self._here.engine.call(
+                "snapshot.show", snapshot=name, repository=given.repository, seconds=time_left(context)
+            )
         except NotFound:
             found = {"volume": None}
         if (found["volume"] or {}).get("id") != volume:
@@ -85,17 +92,17 @@ class SnapshotCalls:
         try:
             handle = str(parse_handle("snapshot", request.snapshot_id))
             with self._here.operations.on(f"snapshot {handle}"):
-                self._check_alone(handle)
-                self._here.engine.call("snapshot.delete", snapshot=handle)
+                self._check_alone(handle, context)
+                self._here.engine.call("snapshot.delete", snapshot=handle, seconds=time_left(context))
         except NotFound:
             pass
         return csi_pb2.DeleteSnapshotResponse()
 
-    def _check_alone(self, handle: str) -> None:
+    def _check_alone(self, handle: str, context: grpc.ServicerContext) -> None:
         """Raises InvalidArgument for a member of a group that is not deleted, NotFound. Of what group a damaged one was,
         nobody knows."""
         try:
-            found = self._here.engine.call("snapshot.show", snapshot=handle)
+            found = self._here.engine.call("snapshot.show", snapshot=handle, seconds=time_left(context))
         except DataCorrupt:
             return
         if found["group"] and found["state"] != DELETED:
@@ -107,7 +114,8 @@ class SnapshotCalls:
         self, request: csi_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ListSnapshotsResponse:
         """Those that are complete or in the making, of all repositories."""
-        found = [item for item in self._listed(request) if item["state"] in (READY, IN_THE_MAKING) and item["volume"]]
+        listed = self._listed(request, context)
+        found = [item for item in listed if item["state"] in (READY, IN_THE_MAKING) and item["volume"]]
         if request.source_volume_id:
             found = [item for item in found if source_of(item) == request.source_volume_id]
         found.sort(key=lambda item: str(item["handle"]))
@@ -115,12 +123,14 @@ class SnapshotCalls:
         entries = [csi_pb2.ListSnapshotsResponse.Entry(snapshot=snapshot_of(item)) for item in shown]
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=token)
 
-    def _listed(self, request: csi_pb2.ListSnapshotsRequest) -> list[dict[str, Any]]:
+    def _listed(
+        self, request: csi_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
+    ) -> list[dict[str, Any]]:
         if not request.snapshot_id:
-            return list(everything(self._here))
+            return list(everything(self._here, context))
         try:
             handle = parse_handle("snapshot", request.snapshot_id)
-            return [self._here.engine.call("snapshot.show", snapshot=str(handle))]
+            return [self._here.engine.call("snapshot.show", snapshot=str(handle), seconds=time_left(context))]
         except NotFound:
             return []
 
@@ -128,7 +138,7 @@ class SnapshotCalls:
         self, request: csi_pb2.GetSnapshotRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetSnapshotResponse:
         handle = parse_handle("snapshot", request.snapshot_id)
-        found = self._here.engine.call("snapshot.show", snapshot=str(handle))
+        found = self._here.engine.call("snapshot.show", snapshot=str(handle), seconds=time_left(context))
         if found["state"] == DELETED or not found["volume"]:
             raise NotFound(f"there is no snapshot {request.snapshot_id!r}", NO_SNAPSHOT)
         check_alive(found)
@@ -154,7 +164,8 @@ def file_systems(here: Here, volumes: Sequence[str], *, wanted: bool) -> Iterato
             os.close(fd)
 
 
-def everything(here: Here) -> Iterable[dict[str, Any]]:
+def everything(here: Here, context: grpc.ServicerContext) -> Iterable[dict[str, Any]]:
     """The snapshots of all repositories that this node knows. Raises what a repository answers."""
     for repository in here.engine.call("engine.info")["repositories"]:
-        yield from here.engine.call("snapshot.list", repository=repository["name"])["snapshots"]
+        found = here.engine.call("snapshot.list", repository=repository["name"], seconds=time_left(context))
+        yield from found["snapshots"]

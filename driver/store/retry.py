@@ -5,7 +5,9 @@ Only RepositoryUnavailable is worth another attempt; every other error stands.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -15,6 +17,10 @@ from driver.core.errors import RepositoryUnavailable
 from driver.store.port import Listed, Listing, Page, Part, Pieces, Store, nothing
 
 T = TypeVar("T")
+Left = Callable[[], float]
+"""Seconds that somebody still waits for an answer; 0 once nobody does."""
+_AT_ONCE: Final = 8
+_LOOK_SECONDS: Final = 0.5
 _FIRST_SECONDS: Final = 0.1
 CAP_SECONDS: Final = 10.0
 
@@ -43,24 +49,37 @@ class Watch:
 
 
 class Retrying:
-    """An ObjectStore whose calls are repeated as the policy says."""
+    """An ObjectStore whose calls are repeated as the policy says, but not for longer than there is `left`."""
 
-    def __init__(self, store: Store, policy: Policy, watch: Watch | None = None) -> None:
+    def __init__(self, store: Store, policy: Policy, watch: Watch | None = None, left: Left | None = None) -> None:
         self._store = store
         self._policy = policy
         self._watch = watch or Watch(nothing, nothing)
+        self._left = left
+        self._attempts = futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="attempt")  # for those within a time
         stop = tenacity.stop_never if policy.seconds is None else tenacity.stop_after_delay(policy.seconds)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RepositoryUnavailable),
             wait=tenacity.wait_random_exponential(multiplier=_FIRST_SECONDS, max=policy.cap_seconds),
-            stop=stop,
+            stop=lambda state: stop(state) or (left is not None and left() <= 0),
+            sleep=lambda seconds: time.sleep(seconds if left is None else min(seconds, left())),
             before=self._before,
             reraise=True,
         )
 
     def watched(self, watch: Watch) -> Retrying:
         """The same store, whose attempts `watch` is told of instead."""
-        return Retrying(self._store, self._policy, watch)
+        return self._like(watch, self._left)
+
+    def within(self, left: Left) -> Retrying:
+        """The same store for who waits no longer than there is `left`: a request that takes longer is RepositoryUnavailable,
+        and may still be done. At most eight such requests are under way at once, others wait for their turn."""
+        return self._like(self._watch, left)
+
+    def _like(self, watch: Watch, left: Left | None) -> Retrying:
+        made = Retrying(self._store, self._policy, watch, left)
+        made._attempts = self._attempts
+        return made
 
     def _before(self, state: tenacity.RetryCallState) -> None:
         self._watch.request()
@@ -68,7 +87,22 @@ class Retrying:
             self._watch.retry()
 
     def _do(self, call: Callable[[], T]) -> T:
-        return self._retrying.copy()(call)
+        left = self._left
+        return self._retrying.copy()(call if left is None else lambda: self._in_time(call, left))
+
+    def _in_time(self, call: Callable[[], T], left: Left) -> T:
+        if left() > 0:
+            try:
+                attempt = self._attempts.submit(call)
+            except RuntimeError as error:
+                raise RepositoryUnavailable(f"{self.where}: not asked: {error}", "this process is being ended") from error
+            while (seconds := left()) > 0:
+                if futures.wait([attempt], min(seconds, _LOOK_SECONDS)).done:
+                    return attempt.result()
+            attempt.cancel()
+        raise RepositoryUnavailable(
+            f"{self.where}: no answer within the time of the call", "check that the endpoint is right and the store is up"
+        )
 
     @property
     def where(self) -> str:

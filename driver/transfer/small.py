@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from driver.core import settings
 from driver.core.settings import Repository
 from driver.store.open import honours_conditions, open_store
 from driver.store.port import Options, nothing
-from driver.store.retry import BRIEF, Retrying, Watch
+from driver.store.retry import BRIEF, Left, Retrying, Watch
 from driver.transfer import catalog, specs
 from driver.transfer.begun import Begun
 from driver.transfer.remembered import Remembered
@@ -34,6 +35,10 @@ class Open:
     repository: Repository
     store: Retrying
     remembered: Remembered = field(default_factory=Remembered)
+
+    def within(self, left: Left) -> Open:
+        """The same, for who waits no longer than there is `left`."""
+        return replace(self, store=self.store.within(left))
 
     def honours_conditions(self) -> bool:
         return honours_conditions(self.repository, self.store)
@@ -143,10 +148,17 @@ KINDS: Final = frozenset({"begin", *JOBS})
 
 def run(stores: Stores, begun: Begun, state: Path, kind: str, spec: Spec, result: Result) -> None:
     """Fill in the result of a small job. Raises every StillframeError."""
-    name = specs.parse(spec, specs.OfRepository).repository
-    repository = settings.repository(state, name)
+    wanted = specs.parse(spec, specs.OfRepository)
+    repository = settings.repository(state, wanted.repository)
     of = stores.get(repository)
     if kind == "begin":
         begin(of, spec, result, begun)
     else:
-        JOBS[kind](of, spec, result)
+        JOBS[kind](_in_time(of, wanted.seconds), spec, result)
+
+
+def _in_time(of: Open, seconds: float | None) -> Open:
+    if seconds is None:
+        return of
+    until = time.monotonic() + seconds
+    return of.within(lambda: max(0.0, until - time.monotonic()))

@@ -19,9 +19,10 @@ OF_SESSIONS: Final = ("send", "clone")
 
 
 class OfRepository(msgspec.Struct, frozen=True):
-    """check, list, stats: the repository as a whole."""
+    """check, list, stats: the repository as a whole. Small jobs but `begin` may have `seconds`, for which who asks waits."""
 
     repository: Text
+    seconds: float | None = None
 
 
 class OfSnapshot(msgspec.Struct, frozen=True):

@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from csi import csi_pb2
-from tests.clusters import Cluster, cluster
-from tests.controller.test_routing import create
+from driver.core.ids import new_id
+from tests.clusters import Cluster, Controller, NodePlugin, cluster
+from tests.controller.test_routing import create, volume_of
 from tests.servers import S3Server, credentials_file, repository_tables
-from tests.transfer.proxy import Proxy
+from tests.transfer.proxy import PASS, STALL, Proxy
 from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
 def proxy(versitygw: S3Server) -> Iterator[Proxy]:
-    """The controller's way to the server; nodes have their own."""
+    """The controller's way to the server."""
     made = Proxy(versitygw.port)
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def shared(versitygw: S3Server, proxy: Proxy) -> Iterator[Cluster]:
+def of_node(versitygw: S3Server) -> Iterator[Proxy]:
+    """The node's way to the server."""
+    made = Proxy(versitygw.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def shared(versitygw: S3Server, proxy: Proxy, of_node: Proxy) -> Iterator[Cluster]:
     with cluster() as made:
         keys = str(credentials_file(made.folder))
         fields = {"url": f"s3://{versitygw.make_bucket()}/prefix", "credentials": keys}
         repository_tables(made.folder / "state", remote={**fields, "endpoint": proxy.endpoint})
         made.controller("--gc-interval", "0")
         node = made.node("node-a")
-        repository_tables(node.engine.state, remote={**fields, "endpoint": versitygw.endpoint})
+        repository_tables(node.engine.state, remote={**fields, "endpoint": of_node.endpoint})
         yield made
 
 
@@ -57,3 +71,79 @@ def test_a_poll_of_a_group_that_is_ready_reads_no_manifest(shared: Cluster, prox
     looked = {path for _, path in proxy.seen[before:]}
     assert (len(created), len(looked)) == (len(volumes) + 2, 2), (created, looked)
     assert not [path for path in created | looked if "manifest.json" in path]
+
+
+def told(log: Path, call: str) -> list[dict[str, Any]]:
+    """The ends of calls of that name that had no time left for the repository."""
+    lines = [json.loads(line) for line in log.read_text().splitlines() if "within the time of the call" in line]
+    return [line for line in lines if (line["event"], line.get("call")) == ("call", call)]
+
+
+def readers() -> dict[tuple[str, str], Any]:
+    """By service and name, calls that read a repository first, and what each is asked."""
+    snapshot, group = f"remote:{new_id()}", f"remote:{new_id()}"
+    return {
+        ("controller", "ListSnapshots"): csi_pb2.ListSnapshotsRequest(),
+        ("controller", "GetSnapshot"): csi_pb2.GetSnapshotRequest(snapshot_id=snapshot),
+        ("controller", "DeleteSnapshot"): csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot),
+        ("groups", "GetVolumeGroupSnapshot"): csi_pb2.GetVolumeGroupSnapshotRequest(group_snapshot_id=group),
+        ("groups", "DeleteVolumeGroupSnapshot"): csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group),
+    }
+
+
+def check_in_time(plugin: Controller | NodePlugin, asked: dict[tuple[str, str], Any], code: str) -> None:
+    """That the calls end with that code as their time is up, and say whom they waited for. They have a second and a half,
+    less than a request to a store may take."""
+    for (service, name), request in asked.items():
+        call = getattr(getattr(plugin, service), name)
+
+        def ended(call: Any = call, name: str = name, request: Any = request) -> list[dict[str, Any]]:
+            with contextlib.suppress(grpc.RpcError):
+                call(request, timeout=1.5)
+            return told(plugin.log, name)
+
+        line = wait_until(ended, 60, plugin.log.read_text)[0]
+        assert line["code"] == code, line
+        assert "repository 'remote'" in line["error"]
+
+
+def test_a_store_that_is_silent_keeps_no_call_of_the_controller_beyond_its_deadline(shared: Cluster, proxy: Proxy) -> None:
+    controller = shared.controllers[0]
+    volume = create(controller, "pvc-silent", "node-a")
+    proxy.decide = lambda method, path: STALL
+    try:
+        check_in_time(controller, readers(), "UNAVAILABLE")
+        snapshot = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name="never")
+        group = csi_pb2.CreateVolumeGroupSnapshotRequest(source_volume_ids=[volume], name="never")
+        makers = {("controller", "CreateSnapshot"): snapshot, ("groups", "CreateVolumeGroupSnapshot"): group}
+        check_in_time(controller, makers, "FAILED_PRECONDITION")
+    finally:
+        proxy.decide = lambda method, path: PASS
+
+
+def test_a_store_that_is_silent_keeps_no_call_of_a_node_beyond_its_deadline(shared: Cluster, of_node: Proxy) -> None:
+    restored = volume_of("restored", "node-a")
+    restored.volume_content_source.snapshot.snapshot_id = f"remote:{new_id()}"
+    of_node.decide = lambda method, path: STALL
+    try:
+        check_in_time(shared.nodes["node-a"], {**readers(), ("controller", "CreateVolume"): restored}, "UNAVAILABLE")
+    finally:
+        of_node.decide = lambda method, path: PASS
+
+
+def test_a_call_that_is_cancelled_waits_for_no_store(shared: Cluster, proxy: Proxy) -> None:
+    controller = shared.controllers[0]
+    before = len(told(controller.log, "ListSnapshots"))
+    proxy.decide = lambda method, path: STALL
+    try:
+
+        def ended() -> bool:
+            seen = len(proxy.seen)
+            call = controller.controller.ListSnapshots.future(csi_pb2.ListSnapshotsRequest(), timeout=60)
+            wait_until(lambda: len(proxy.seen) > seen)
+            call.cancel()
+            return len(told(controller.log, "ListSnapshots")) > before
+
+        wait_until(ended, 60, controller.log.read_text)
+    finally:
+        proxy.decide = lambda method, path: PASS
