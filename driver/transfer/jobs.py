@@ -41,8 +41,10 @@ _DEATHS_MAX: Final = 5
 _DEATHS_SECONDS: Final = 10.0
 _AGAIN_SECONDS: Final = 0.05
 _LOOK_UP_SECONDS: Final = 0.5
-_SILENT_SECONDS: Final = 10.0
-"""A process that has not told its progress for so long hangs, and is killed; it tells five times a second."""
+_LOOK_SECONDS: Final = 1.0
+_SILENT_LOOKS: Final = 30
+"""A process that has told nothing at so many looks in a row hangs, and is killed; it tells its progress five times a second,
+once it has started. Looks are counted, not time: when the machine stands still, nobody can tell anything."""
 _SPEC_BYTES_MAX: Final = 60_000
 
 
@@ -274,11 +276,14 @@ def _lines(pipe: int, on_silence: Callable[[], None]) -> Iterator[bytes]:
     """The lines that come out of a pipe until it is closed; `on_silence` whenever nothing came for a while."""
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
-    rest = b""
+    rest, looks = b"", 0
     while True:
-        if not poll.poll(_SILENT_SECONDS * 1000):
-            on_silence()
+        if not poll.poll(_LOOK_SECONDS * 1000):
+            looks += 1
+            if looks % _SILENT_LOOKS == 0:
+                on_silence()
             continue
+        looks = 0
         data = os.read(pipe, 65536)
         if not data:
             return
@@ -287,7 +292,8 @@ def _lines(pipe: int, on_silence: Callable[[], None]) -> Iterator[bytes]:
 
 
 def _kill_silent(job: Job, process: subprocess.Popen[bytes]) -> None:
-    say("transfer", f"a {job.kind} process ({process.pid}) has been silent for {_SILENT_SECONDS:.0f} s; killing it")
+    seconds = _SILENT_LOOKS * _LOOK_SECONDS
+    say("transfer", f"a {job.kind} process ({process.pid}) has been silent for {seconds:.0f} s; killing it")
     process.kill()
 
 
