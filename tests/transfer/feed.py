@@ -21,13 +21,18 @@ def make_packs(count: int) -> int:
 
 
 class Feed:
-    """Feeds one volume; `order` is the order of its chunks, `stop` ends it early."""
+    """Feeds one volume; `order` is the order of its chunks, `stop` ends it early.
+
+    Until `may_end` is set, as it is from the start, the last chunk is kept back: so long no sender comes to its end.
+    """
 
     def __init__(self, fd: int, volume: bytes, order: Iterable[int] | None = None) -> None:
         self.packs = PackBuffers(fd)
         self.volume = volume
         self.order = list(order) if order is not None else list(range(len(volume) // CHUNK_BYTES))
         self.stop = threading.Event()
+        self.may_end = threading.Event()
+        self.may_end.set()
         self._pack: int | None = None
         self._place = 0
         self._fed = 0
@@ -40,7 +45,9 @@ class Feed:
 
     def run(self) -> None:
         run: list[int] = []
-        for chunk in self.order:
+        for place, chunk in enumerate(self.order, 1):
+            if place == len(self.order):
+                self.may_end.wait()
             if self.stop.is_set():
                 return
             data = self.volume[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]

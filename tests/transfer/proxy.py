@@ -26,7 +26,8 @@ _CODES = {403: "AccessDenied", 404: "NoSuchBucket", 503: "SlowDown", 507: "XMini
 
 class Proxy:
     """`decide` says what to do with a request, by its method and path, before its body is read; `hold` is called when all of
-    it is there and before the server is asked. Both may do things by themselves, too, or take their time.
+    it is there and before the server is asked. Both may do things by themselves, too; only `hold` may take its time:
+    one request at a time is decided.
     `seen` are the requests that came, `answered` those that the server has done, and how."""
 
     def __init__(self, port: int) -> None:
@@ -35,14 +36,16 @@ class Proxy:
         self.seen: list[tuple[str, str]] = []
         self.answered: list[tuple[str, str, int]] = []
         self.closed = threading.Event()
+        self._deciding = threading.Lock()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def _any(self) -> None:
-                proxy.seen.append((self.command, self.path))
-                action = proxy.decide(self.command, self.path)
+                with proxy._deciding:
+                    proxy.seen.append((self.command, self.path))
+                    action = proxy.decide(self.command, self.path)
                 length = int(self.headers.get("Content-Length") or 0)
                 if action is RESET:
                     self.rfile.read(length // 2)
@@ -115,7 +118,7 @@ class Proxy:
     @staticmethod
     def forward(handler: BaseHTTPRequestHandler, port: int, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         """Ask the server: status, headers, content."""
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=150)
         connection.putrequest(handler.command, handler.path, skip_host=True, skip_accept_encoding=True)
         for name, value in handler.headers.items():
             if name.lower() not in ("expect", "connection"):

@@ -43,7 +43,7 @@ class Rig:
                 stdin=subprocess.DEVNULL, stderr=log,
                 env={**environment, "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(self.folder)},
             )  # fmt: skip
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 150
         while True:
             try:
                 self.call("list")
@@ -56,7 +56,7 @@ class Rig:
     def stop(self, number: int = signal.SIGTERM) -> None:
         if self.supervisor is not None:
             self.supervisor.send_signal(number)
-            self.supervisor.wait(20)
+            self.supervisor.wait(120)
             self.supervisor = None
 
     def call(self, name: str, fds: Iterable[int] = (), **arguments: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Rig:
         self.call("start", fds, job=job, kind=kind, spec=spec)
         return job
 
-    def wait(self, job: str, seconds: float = 60.0) -> dict[str, Any]:
+    def wait(self, job: str, seconds: float = 200.0) -> dict[str, Any]:
         """The result of a job. Raises what it failed with."""
         deadline = time.monotonic() + seconds
         while True:
@@ -155,6 +155,7 @@ class Session:
 
     def close(self) -> None:
         self.feed.stop.set()
+        self.feed.may_end.set()
         os.close(self.fd)
         os.close(self.spool)
 

@@ -264,11 +264,13 @@ def test_a_sender_that_is_killed_compares_and_shares_as_before(rig: Rig) -> None
     again = changed(volume, range(0, 900, 3))
     second = next_session(rig, first, again, None, upload_rate_bytes=10_000_000)
     second.spec["parent"] = {key: second.begin()["parent"][key] for key in ("id", "created")}
+    second.feed.may_end.clear()
     second.feed.start()
     job = second.start_send()
     for kill in range(3):
         wait_for(lambda: second.feed.packs.get(Header.STORED_CHUNKS) >= kill * 60 + 1)  # noqa: B023
         os.kill(sender_of(rig), signal.SIGKILL)
+    second.feed.may_end.set()
     result = rig.wait(job)
     assert result["parent"] == first.id
     assert rig.restore("folder", second.id, len(again)) == again

@@ -26,6 +26,7 @@ from driver.transfer.silence import Silence
 from driver.transfer.spool import Spool
 from tests.transfer.feed import Feed, make_packs
 from tests.transfer.volumes import make_volume
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def test_a_deletion_is_heard_of_before_the_end(store: ObjectStore, monkeypatch: 
     timer.start()
     with pytest.raises(SnapshotFailed, match="deleted"):
         sender.run()  # nobody feeds it: only the heartbeat can end it
+    timer.join()
 
 
 def test_a_heartbeat_that_stops_ends_the_session(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +113,15 @@ def test_a_request_that_is_repeated_for_too_long_is_given_up(tmp_path: Path, mon
 def test_the_heartbeat_renews_pending(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(send, "HEARTBEAT_SECONDS", 0.02)
     sender, feed, snapshot = make_sender(store, make_volume(16))
-    threading.Timer(0.3, feed.run).start()
+
+    def feed_when_renewed() -> None:
+        wait_until(lambda: b'"kind":"pending"' in (store.get(layout.pending(snapshot), 10_000) or b""))
+        feed.run()
+
+    feeding = threading.Thread(target=feed_when_renewed)
+    feeding.start()
     sender.run()
-    assert b'"kind":"pending"' in (store.get(layout.pending(snapshot), 10_000) or b"")
+    feeding.join()
 
 
 def test_the_counts_in_shared_memory(store: ObjectStore) -> None:

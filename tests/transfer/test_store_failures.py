@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.servers import S3Server, credentials_file, serve_rclone
 from tests.transfer.proxy import CUT, DROP, DROP_ANSWER, NO_ROUTE, PASS, SKEWED, Action, Proxy
 from tests.transfer.rig import Rig
 from tests.transfer.volumes import make_volume, random_volume
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_failures_that_stay_end_the_session(
     proxy.decide = lambda method, path: status if proxy.count("PUT", "/packs/") > 1 else PASS
     session.feed.start()
     with pytest.raises(error):
-        rig.wait(session.start_send(), 10)
+        rig.wait(session.start_send())
     session.close()
 
 
@@ -104,13 +104,13 @@ def test_an_outage_in_the_middle(rig: Rig) -> None:
     volume = random_volume(400, seed=14)
     session = rig.session(repository, volume, upload_rate_bytes=20_000_000)
     session.begin()
+    session.feed.may_end.clear()
     session.feed.start()
     job = session.start_send()
-    while not session.feed.packs.get(Header.STORED_CHUNKS):
-        time.sleep(0.01)
+    wait_until(lambda: session.feed.packs.get(Header.STORED_CHUNKS))
     server.stop()
-    while session.feed.packs.get(Header.RETRIES) < 2:
-        time.sleep(0.01)
+    session.feed.may_end.set()
+    wait_until(lambda: session.feed.packs.get(Header.RETRIES) >= 2)
     assert rig.call("status", job=job, wait_seconds=0)["state"] == "running"
     server.start()
     rig.wait(job)
