@@ -88,7 +88,7 @@ class Api:
             "--endpoint-reconciler-type=none",
         ]  # fmt: skip
         self._spawn(log, *self._server)
-        wait_until(self._is_ready, 90)
+        wait_until(self._is_ready)
         self.core = client.CoreV1Api(client.ApiClient(self._configuration("admin")))
         self.rbac = client.RbacAuthorizationV1Api(self.core.api_client)
         self.custom = client.CustomObjectsApi(self.core.api_client)
@@ -122,7 +122,7 @@ class Api:
         server.wait()
         with (self.folder / "log").open("ab") as log:
             self._spawn(log, *self._server)
-        wait_until(self._is_ready, 90)
+        wait_until(self._is_ready)
 
     def stop(self) -> None:
         for process in reversed(self.processes):

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("stillframe", deadline=None)
+settings.register_profile("stillframe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stillframe")
 
 MAY_BE_SKIPPED: frozenset[str] = frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -60,11 +61,11 @@ class Engine:
         old = self.process
         assert old is not None
         self.start(None, "--take-over")
-        return old.wait(20)
+        return old.wait(120)
 
     def call(self, call: str, **arguments: Any) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(60)
+            connection.settimeout(150)
             connection.connect(str(self.state / "run/engine.sock"))
             return dict(messages.call(connection, {"call": call, "args": arguments})[0]["result"])
 
@@ -80,7 +81,7 @@ class Engine:
         self.call("volume.create", name=name, size_bytes=size_bytes, **properties)
         return str(self.call("volume.attach", name=name)["device"])
 
-    def wait_snapshot(self, snapshot: str, seconds: float = 120, **arguments: Any) -> dict[str, Any]:
+    def wait_snapshot(self, snapshot: str, seconds: float = 200, **arguments: Any) -> dict[str, Any]:
         """The snapshot's description once it is no longer uploading."""
 
         def ended() -> dict[str, Any] | None:
@@ -111,7 +112,7 @@ class Engine:
         """SIGKILL the keeper, and so the whole engine; its service dies a moment later, which is waited for."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process = None
         wait_until(lambda: not self.listens("engine.sock"), told=lambda: "the engine's service outlived its keeper")
 
@@ -125,10 +126,10 @@ class Engine:
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(120)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(60)
                 raise
             finally:
                 self.process = None
@@ -170,7 +171,7 @@ def engine(*arguments: str) -> Iterator[Engine]:
 
 def run(*command: str, **options: Any) -> str:
     """A program's output; its whole output in the error if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, **options)
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return str(done.stdout)
 
@@ -186,6 +187,12 @@ def mounted(device: str, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=False)
         raise
     else:
-        run("umount", str(folder))
+        unmount(folder)
     finally:
         folder.rmdir()
+
+
+def unmount(folder: Path) -> None:
+    """Once nobody uses it: the last file of a process that was ended may be closed a moment later."""
+    umount = functools.partial(subprocess.run, ["umount", str(folder)], capture_output=True, text=True, check=False)
+    wait_until(lambda: umount().returncode == 0, told=lambda: umount().stderr)

@@ -13,6 +13,7 @@ from typing import Final
 from driver.core.sizes import MIB
 from driver.fuse.protocol import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from driver.host.kernel import fallocate
+from tests.waiting import wait_until
 
 BLOCK: Final = 4096
 _MAX: Final = 256 * 1024
@@ -46,9 +47,16 @@ class LoggedWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(60)
+        self._thread.join(150)
         assert not self._thread.is_alive(), "a write hangs"
         if self.error is not None and exception[0] is None:
+            raise self.error
+
+    def go_on(self) -> None:
+        """Until a write that begins from now on is acknowledged. Raises what ended the writer."""
+        begun = self.begun
+        wait_until(lambda: self.acknowledged > begun or self.error)
+        if self.error is not None:
             raise self.error
 
     def _run(self) -> None:

@@ -56,12 +56,17 @@ class Plugin:
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(self.endpoint.removeprefix("unix://")) == 0
 
+    def times_served(self) -> int:
+        """How often the log says that the calls are served."""
+        return self.log.read_text().count('"CSI is served"') if self.log.exists() else 0
+
     def start(self, *arguments: str) -> Plugin:
-        """Start, and wait until it answers."""
+        """Start, and wait until it answers, and has said so: then all else that it serves is there, too."""
+        said = self.times_served()
         self.start_process(*arguments)
-        wait_until(self.is_served)
+        wait_until(lambda: self.times_served() > said and self.is_served(), told=self.log.read_text)
         self.channel = grpc.insecure_channel(self.endpoint, CHANNEL_OPTIONS)
-        grpc.channel_ready_future(self.channel).result(20)
+        grpc.channel_ready_future(self.channel).result(120)
         return self
 
     @property
@@ -90,7 +95,7 @@ class Plugin:
             name=name, capacity_range=csi_pb2.CapacityRange(required_bytes=size_bytes),
             volume_capabilities=[capability or mount_capability()], **more,
         )  # fmt: skip
-        return str(self.controller.CreateVolume(request, timeout=60).volume.volume_id)
+        return str(self.controller.CreateVolume(request, timeout=120).volume.volume_id)
 
     def stage(self, volume: str, capability: csi_pb2.VolumeCapability | None = None, **context: str) -> Path:
         """The staging path."""
@@ -101,7 +106,7 @@ class Plugin:
                 volume_id=volume, staging_target_path=str(path), volume_capability=capability or mount_capability(),
                 volume_context=context,
             ),
-            timeout=60,
+            timeout=120,
         )  # fmt: skip
         return path
 
@@ -116,19 +121,19 @@ class Plugin:
                 volume_id=volume, staging_target_path=str(self.folder / "staging" / volume.rpartition(":")[2]),
                 target_path=str(target), volume_capability=capability or mount_capability(), readonly=readonly,
             ),
-            timeout=60,
+            timeout=120,
         )  # fmt: skip
         return target
 
     def unpublish(self, volume: str, target: Path) -> None:
         self.node.NodeUnpublishVolume(
-            csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target)), timeout=60
+            csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target)), timeout=120
         )
 
     def unstage(self, volume: str) -> None:
         path = self.folder / "staging" / volume.rpartition(":")[2]
         self.node.NodeUnstageVolume(
-            csi_pb2.NodeUnstageVolumeRequest(volume_id=volume, staging_target_path=str(path)), timeout=60
+            csi_pb2.NodeUnstageVolumeRequest(volume_id=volume, staging_target_path=str(path)), timeout=120
         )
 
     def snapshot(self, volume: str, name: str, **parameters: str) -> csi_pb2.Snapshot:
@@ -136,15 +141,15 @@ class Plugin:
         request = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=name, parameters=parameters)
 
         def ready() -> csi_pb2.Snapshot | None:
-            found: csi_pb2.Snapshot = self.controller.CreateSnapshot(request, timeout=60).snapshot
+            found: csi_pb2.Snapshot = self.controller.CreateSnapshot(request, timeout=120).snapshot
             return found if found.ready_to_use else None
 
-        return wait_until(ready, 60, self.log.read_text)
+        return wait_until(ready, told=self.log.read_text)
 
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
             self.process = None
         if self.channel is not None:
             self.channel.close()
@@ -154,7 +159,7 @@ class Plugin:
         """SIGTERM, and wait."""
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(60)
         self.kill()
 
     def unmount_all(self) -> None:

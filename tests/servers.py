@@ -7,8 +7,10 @@ started once for all tests of a run, on a free port of the loopback interface, w
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -99,10 +101,13 @@ def repository_tables(state: Path, **repositories: dict[str, str]) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens at now, and none of those that the kernel gives to who asks for any
+    (/proc/sys/net/ipv4/ip_local_port_range): it is still free when it is used."""
+    while True:
+        port = 20000 + secrets.randbelow(10000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def _serve(command: Sequence[str]) -> S3Server:

@@ -81,7 +81,7 @@ def run(*arguments: str, values: Manifest | None = None) -> subprocess.Completed
     """helm, with the values as a file on its standard input if there are any."""
     more = [] if values is None else ["--values", "-"]
     return subprocess.run(
-        [helm(), *arguments, *more], input=json.dumps(values or {}), capture_output=True, text=True, check=False, timeout=60
+        [helm(), *arguments, *more], input=json.dumps(values or {}), capture_output=True, text=True, check=False, timeout=300
     )
 
 

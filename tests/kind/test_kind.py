@@ -23,7 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("Go is not installed; it compiles kind")
     programs = tmp_path / "bin"
     programs.mkdir()
-    subprocess.run([go, "build", "-o", programs / "kind", "sigs.k8s.io/kind"], cwd=HERE, check=True, timeout=280)
+    subprocess.run([go, "build", "-o", programs / "kind", "sigs.k8s.io/kind"], cwd=HERE, check=True, timeout=1200)
     shutil.copy(HERE / "docker", programs)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))

@@ -121,7 +121,7 @@ class Scheduler:
         for actor in self.actors:
             actor.turn.release()
         for actor in self.actors:
-            actor.thread.join(5)
+            actor.thread.join(150)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Block the calling actor until the condition holds."""

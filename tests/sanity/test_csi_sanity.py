@@ -41,13 +41,11 @@ def listed(access: str) -> dict[str, str]:
     return dict(rows)
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("access", ["mount", "block"])
 def test_csi_sanity(standalone: Plugin, access: str) -> None:
     check(standalone, access, "-csi.endpoint", standalone.endpoint)
 
 
-@pytest.mark.timeout(900)
 def test_csi_sanity_through_the_controller() -> None:
     with cluster() as made:
         controller = made.controller()
@@ -70,7 +68,7 @@ def check(standalone: Plugin, access: str, *endpoints: str) -> None:
             "-csi.testvolumesize", str(64 << 20), "-csi.testvolumeexpandsize", str(96 << 20),
             "-csi.junitfile", str(report), "--ginkgo.no-color",
         ],
-        capture_output=True, text=True, timeout=800, check=False,
+        capture_output=True, text=True, timeout=1600, check=False,
     )  # fmt: skip
     cases = list(ElementTree.parse(report).iter("testcase"))
     skipped = {str(case.get("name")) for case in cases if case.find("skipped") is not None}

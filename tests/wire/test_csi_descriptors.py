@@ -25,7 +25,7 @@ def published() -> dict[str, Table]:
     if go is None:
         pytest.skip("Go is not installed; it reads the published descriptors")
     helper = Path(__file__).parent / "csispec"
-    run = subprocess.run([go, "run", "."], cwd=helper, stdout=subprocess.PIPE, timeout=280, check=True)
+    run = subprocess.run([go, "run", "."], cwd=helper, stdout=subprocess.PIPE, timeout=1200, check=True)
     return {file.package: table_of(file) for file in FileDescriptorSet.FromString(run.stdout).file}
 
 

@@ -16,7 +16,7 @@ def generated(folder: Path) -> dict[str, bytes]:
 
 def test_the_committed_modules_are_generated_from_the_committed_interfaces(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable}
-    subprocess.run(["bash", str(ROOT / ".ci/proto.sh"), str(tmp_path)], env=environment, timeout=120, check=True)
+    subprocess.run(["bash", str(ROOT / ".ci/proto.sh"), str(tmp_path)], env=environment, timeout=600, check=True)
     fresh, committed = generated(tmp_path / "csi"), generated(ROOT / "csi")
     assert sorted(fresh) == sorted(committed)
     stale = [name for name in fresh if fresh[name] != committed[name]]

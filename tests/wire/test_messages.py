@@ -18,8 +18,8 @@ from driver.core.errors import DataCorrupt, EngineUnavailable, Internal, NotPerm
 
 def pair() -> tuple[socket.socket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.settimeout(5)
-    theirs.settimeout(5)
+    ours.settimeout(150)
+    theirs.settimeout(150)
     return ours, theirs
 
 
