@@ -26,7 +26,7 @@ def stillframe(state: Path, *arguments: str) -> Ran:
     """Exit code, standard output and standard error of a command."""
     done = subprocess.run(
         [sys.executable, "-m", "driver.cli.main", "--state", str(state), *arguments], capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=200, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr + done.stdout
     return done.returncode, done.stdout, done.stderr
@@ -160,7 +160,7 @@ def test_only_root_may_run_an_engine(tmp_path: Path) -> None:
     script = "import os; from driver.cli.main import main; os.setuid(65534); main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "--state", str(tmp_path / "state"), "engine", "run"], capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=150, check=False,
     )  # fmt: skip
     assert done.returncode == 11 and done.stderr.startswith("error: the engine must run as root"), done.stderr
 
@@ -176,6 +176,6 @@ def test_the_engine_stops_when_it_is_asked(tmp_path: Path) -> None:
         made.volume("v", MIB)
         assert stillframe(made.state, "engine", "stop")[0] == 0
         assert made.process is not None
-        assert made.process.wait(20) == 0
+        assert made.process.wait(150) == 0
         made.process = None
         assert not os.path.ismount(made.state / "dev")

@@ -50,7 +50,7 @@ def test_the_page_can_be_walked() -> None:
     with engine() as made, plugin(made, "--http", "0") as one:
         port = one.log.read_text().partition('"http": ')[2].partition(",")[0]
         walked = subprocess.run(
-            ["bash", "-c", script(one.folder, port)], capture_output=True, text=True, timeout=120, check=False,
+            ["bash", "-c", script(one.folder, port)], capture_output=True, text=True, timeout=900, check=False,
             cwd=one.folder, env={
                 **os.environ, "PYTHON": sys.executable, "ENDPOINT": one.endpoint, "PYTHONPATH": str(PAGE.parents[1]),
                 "MAY_RESIZE": "yes" if _may_resize_online() else "no",

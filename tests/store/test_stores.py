@@ -24,6 +24,7 @@ from tests.servers import ACCESS, SECRET, S3Server, credentials_file, serve_rclo
 
 ONCE = Policy(0.0)
 SHORT = Options(connect_seconds=0.5, read_seconds=0.5)
+PATIENT = Options(connect_seconds=100, read_seconds=100)
 
 
 def s3(server: S3Server, folder: Path, **changes: str | None) -> Repository:
@@ -92,7 +93,7 @@ def test_a_listing(store: ObjectStore) -> None:
     assert [(item.key, item.size_bytes) for item in listing.objects] == [
         (f"snapshots/{number}/manifest.json", number) for number in (0, 1, 2, 4)
     ]
-    assert all(abs(listing.now - item.modified) < 60 for item in listing.objects)
+    assert all(abs(listing.now - item.modified) < 600 for item in listing.objects)
 
 
 def test_many_go_at_once(store: ObjectStore) -> None:
@@ -185,10 +186,10 @@ def test_a_folder_is_left_whole(tmp_path: Path) -> None:
     assert [item.key for item in store.list("a/").objects] == ["a/b/c"]
 
 
-def failure(repository: Repository) -> StillframeError:
+def failure(repository: Repository, options: Options = PATIENT) -> StillframeError:
     """What a first request fails with."""
     with pytest.raises(StillframeError) as caught:
-        open_store(repository, ONCE, SHORT).get("key", 10)
+        open_store(repository, ONCE, options).get("key", 10)
     assert caught.value.hint
     assert SECRET not in caught.value.message + caught.value.hint
     return caught.value
@@ -236,7 +237,7 @@ def test_credentials_that_cannot_be_fetched_are_there_again_later(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     keys, away = tmp_path / "keys", tmp_path / "away"
-    soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()  # so they are fetched anew for every request
+    soon = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()  # so they are fetched anew for every request
     keys.write_text(json.dumps({"Version": 1, "AccessKeyId": ACCESS, "SecretAccessKey": SECRET, "Expiration": soon}))
     (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {keys}\n")
     repository = s3(rclone_s3, tmp_path, url=f"s3://{rclone_s3.make_bucket()}", credentials=None)
@@ -271,9 +272,9 @@ def test_nobody_answers(rclone_s3: S3Server, tmp_path: Path) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert isinstance(failure(s3(rclone_s3, tmp_path, endpoint=endpoint)), RepositoryUnavailable)
+        assert isinstance(failure(s3(rclone_s3, tmp_path, endpoint=endpoint), SHORT), RepositoryUnavailable)
         silent.listen()
-        error = failure(s3(rclone_s3, tmp_path, endpoint=endpoint))
+        error = failure(s3(rclone_s3, tmp_path, endpoint=endpoint), SHORT)
         assert isinstance(error, RepositoryUnavailable)
         assert endpoint in error.message
 

@@ -18,7 +18,7 @@ def serve(why_not: Callable[[], str | None] = lambda: None) -> int:
 
 
 def fetch(port: int, path: str, host: str = "127.0.0.1") -> str:
-    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=150) as answer:
         return str(answer.read().decode())
 
 
@@ -31,7 +31,7 @@ def test_a_silent_connection_holds_nobody_up() -> None:
 def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(metrics._Handler, "timeout", 0.05)
     with socket.create_connection(("127.0.0.1", serve())) as silent:
-        silent.settimeout(10)
+        silent.settimeout(150)
         assert silent.recv(1) == b""
     assert capfd.readouterr().err == ""
 
@@ -41,17 +41,17 @@ def test_who_asks_whether_it_is_ready_waits_alone() -> None:
 
     def why_not() -> None:
         asked.set()
-        answered.wait(10)
+        answered.wait(150)
 
     port = serve(why_not)
     ready: list[str] = []
     waits = threading.Thread(target=lambda: ready.append(fetch(port, "/readyz")))
     waits.start()
-    assert asked.wait(10)
+    assert asked.wait(150)
     assert fetch(port, "/healthz") == "ok\n"
     assert not ready
     answered.set()
-    waits.join(10)
+    waits.join(150)
     assert ready == ["ok\n"]
 
 

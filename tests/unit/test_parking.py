@@ -45,7 +45,7 @@ class Volume:
         self.kernel, self.fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.kernel, self.fuse):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
-        self.kernel.settimeout(20)
+        self.kernel.settimeout(150)
         self.path = path
         self.backing = os.open(path, os.O_RDWR | os.O_DIRECT)
         self.spill = os.memfd_create("spill")
@@ -57,7 +57,7 @@ class Volume:
 
     def begin(self, memory: int, spill: int) -> None:
         """A session whose buffer is nearly full: its throttle is at its strongest."""
-        session.begin([session.Part(self.shared, new_id(), session.Limits(memory, spill, OnFull.THROTTLE))], 5)
+        session.begin([session.Part(self.shared, new_id(), session.Limits(memory, spill, OnFull.THROTTLE))], 60)
 
     def taken(self) -> int:
         """How many slots hold a request."""
