@@ -65,7 +65,7 @@ def is_frozen(path: str) -> bool:
 
 
 def wait_until_it_goes_on(path: str) -> None:
-    wait_until(lambda: not is_frozen(path), 60)
+    wait_until(lambda: not is_frozen(path))
 
 
 def guards(parent: int) -> list[int]:

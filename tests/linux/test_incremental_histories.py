@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -167,13 +168,27 @@ def _date_manifest(one: Engine, snapshot: str, created: str) -> None:
     path.write_bytes(records.encode(msgspec.structs.replace(found, created=created)))
 
 
+@contextlib.contextmanager
+def no_packs(one: Engine) -> Iterator[None]:
+    """Meanwhile no restore comes to its end: a store that cannot be read is asked again."""
+    for folder in (one.state.parent / "repository").glob("lineages/*/packs"):
+        away = folder.rename(folder.with_name("away"))
+        folder.symlink_to(folder.name)  # ELOOP
+        try:
+            yield
+        finally:
+            folder.unlink()
+            away.rename(folder)
+
+
 def test_a_restore_ends_although_it_cannot_be_noted_that_nothing_changed(one: Engine) -> None:
     volume = Volume(one, "data")
     volume.write(*range(0, CHUNKS, 3))
     volume.snapshot("first")
-    begun = one.call("snapshot.restore", snapshot="first", volume="again")
-    note = one.state / "volumes" / begun["volume"]["id"] / "changes"
-    note.symlink_to(note.name)  # ELOOP, in the place of a full disk
+    with no_packs(one):
+        begun = one.call("snapshot.restore", snapshot="first", volume="again")
+        note = one.state / "volumes" / begun["volume"]["id"] / "changes"
+        note.symlink_to(note.name)  # ELOOP, in the place of a full disk
     wait_until(lambda: one.call("volume.show", name="again")["state"] == "available", told=one.log.read_text)
     volume.name = "again"
     volume.attach()
@@ -199,8 +214,9 @@ def test_a_restore_whose_end_cannot_be_noted_has_failed(one: Engine) -> None:
     volume = Volume(one, "data")
     volume.write(1)
     volume.snapshot("first")
-    begun = one.call("snapshot.restore", snapshot="first", volume="again")
-    record = one.state / "volumes" / begun["volume"]["id"] / "volume.json.new"
-    record.symlink_to(record.name)  # ELOOP, in the place of a full disk
+    with no_packs(one):
+        begun = one.call("snapshot.restore", snapshot="first", volume="again")
+        record = one.state / "volumes" / begun["volume"]["id"] / "volume.json.new"
+        record.symlink_to(record.name)  # ELOOP, in the place of a full disk
     with pytest.raises(DeviceError, match="cannot be noted"):
         one.wait_job(begun["job"])

@@ -35,14 +35,15 @@ def server(data: Path, sockets: Path) -> Iterator[None]:
     """PostgreSQL on `data`, reachable through `sockets` only."""
     log = sockets / "log"
     try:
-        postgres("pg_ctl", "-D", str(data), "-w", "-l", str(log), "-o", f"-k {sockets} -c listen_addresses=''", "start")
+        options = f"-k {sockets} -c listen_addresses=''"
+        postgres("pg_ctl", "-D", str(data), "-w", "-t", "600", "-l", str(log), "-o", options, "start")
     except AssertionError:
         print(log.read_text()[-3000:])
         raise
     try:
         yield
     finally:
-        postgres("pg_ctl", "-D", str(data), "-w", "-m", "fast", "stop")
+        postgres("pg_ctl", "-D", str(data), "-w", "-t", "600", "-m", "fast", "stop")
 
 
 def ask(sockets: Path, query: str) -> str:
@@ -71,7 +72,7 @@ def test_postgresql_comes_back_from_every_cut(sockets: Path) -> None:
             with server(data, sockets):
                 ask(sockets, "CREATE EXTENSION amcheck")
                 postgres("pgbench", "-h", str(sockets), "-iqs", "5", "postgres")
-                command = [str(BINARIES[0] / "pgbench"), "-h", str(sockets), "-c", "4", "-T", "300", "postgres"]
+                command = [str(BINARIES[0] / "pgbench"), "-h", str(sockets), "-c", "4", "-T", "3000", "postgres"]
                 load = subprocess.Popen(
                     ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command],
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -38,8 +39,9 @@ def objects(made: Engine) -> set[Path]:
 def age(made: Engine, days: float) -> None:
     """Everything in the folder was written that much earlier."""
     for path in folder(made).rglob("*"):
-        at = path.stat().st_mtime - days * DAY
-        os.utime(path, (at, at))
+        with contextlib.suppress(FileNotFoundError):  # half written a moment ago, and whole by now
+            at = path.stat().st_mtime - days * DAY
+            os.utime(path, (at, at))
 
 
 def job(made: Engine, call: str, **arguments: object) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def stillframe(made: Engine, *arguments: str, code: int = 0) -> str:
     import sys
 
     command = [sys.executable, "-m", "driver.cli.main", "--state", str(made.state), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from driver.core.errors import AccessDenied, NotFound, Unsupported
@@ -11,6 +9,7 @@ from driver.core.sizes import MIB
 from tests.engines import Engine, engine, run
 from tests.oracle import fill, read_device
 from tests.servers import ACCESS, SECRET, S3Server, rclone_s3, versitygw
+from tests.waiting import wait_until
 
 __all__ = ["rclone_s3", "versitygw"]
 
@@ -77,7 +76,7 @@ def test_what_the_store_refuses_is_said_before_the_cut(versitygw: S3Server) -> N
 
 
 def test_a_store_that_goes_away_is_waited_for(versitygw: S3Server) -> None:
-    with engine("--upload-rate", "16Mi") as made:
+    with engine("--upload-rate", "8Mi") as made:
         device = made.volume("v", 64 * MIB)
         fill(device, 64 * MIB)
         content = read_device(device, 64 * MIB)
@@ -86,7 +85,7 @@ def test_a_store_that_goes_away_is_waited_for(versitygw: S3Server) -> None:
         versitygw.stop()
         try:
             fill(device, 64 * MIB)
-            time.sleep(3)
+            wait_until(lambda: made.call("snapshot.show", snapshot="bucket:s")["session"]["retries"])
         finally:
             versitygw.start()
         shown = made.wait_snapshot("bucket:s")

@@ -16,6 +16,7 @@ from driver.core.sizes import CHUNK_BYTES, MIB, TIB, VOLUME_BYTES_MAX
 from driver.host import loop
 from tests.engines import Engine, engine, mounted, run
 from tests.oracle import fill
+from tests.waiting import wait_until
 
 FIO = ("fio", "--name=test", "--direct=1", "--ioengine=libaio", "--verify=crc32c", "--verify_fatal=1", "--minimal",
        "--verify_state_save=0")  # fmt: skip
@@ -156,7 +157,7 @@ def test_a_second_engine_on_the_same_state_folder_is_refused(one: Engine) -> Non
 
     second = subprocess.run(
         [sys.executable, "-m", "driver.engine", "--state", str(one.state)], capture_output=True, text=True,
-        timeout=20, check=False,
+        timeout=150, check=False,
     )  # fmt: skip
     assert second.returncode == 5 and "another engine runs" in second.stderr and "--take-over" in second.stderr
 
@@ -196,6 +197,7 @@ def test_a_dead_device_goes_with_its_last_user() -> None:
             made.call("volume.attach", name="v")
             new = noted(made)
             assert dead.exists() and new.exists()
-        assert not dead.exists() and new.exists()
+        wait_until(lambda: not dead.exists())
+        assert new.exists()
         made.call("volume.detach", name="v")
         assert not new.exists()
