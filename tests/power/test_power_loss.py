@@ -38,7 +38,7 @@ class Story:
 
 
 def start(state: Path, repository: Path) -> Engine:
-    made = Engine(state, ("--grace", "2", "--upload-rate", "512Ki"))
+    made = Engine(state, ("--grace", "2", "--upload-rate", "32Ki"))
     made.log = repository.parent / "engine.log"
     (state / "repositories.toml").unlink(missing_ok=True)  # the operator's file, whole as a tool that deploys leaves it
     made.repository("local", f"file://{repository}")
@@ -111,7 +111,7 @@ def play(disk: LogDisk, host: Path, repository: Path) -> Story:
             story.cut = disk.position()
             writers[2].start()
             for thread in writers:
-                thread.join(120)
+                thread.join()
             made.kill()  # as the power does; what is mounted is dead
             subprocess.run(["umount", "-l", str(ext4), str(xfs)], capture_output=True, check=False)
             for folder in (ext4, xfs):  # `mounted` unmounts something

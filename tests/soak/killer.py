@@ -17,8 +17,8 @@ from driver.core.errors import StillframeError
 from driver.volume.layout import LOCK_CHUNKS, LOCK_GATE
 from tests.engines import Engine
 
-_APART_SECONDS: Final = 2.8
-"""Between two deaths of one process: five within ten seconds would be the end of it."""
+_APART_SECONDS: Final = 3.5
+"""Between two deaths of one process: five within ten seconds would be the end of it, and a death may be noticed late."""
 _WITHIN_SECONDS: Final = 10.0
 _TRIES: Final = 200
 _LOCK: Final = re.compile(r"^lock:\s+\d+: OFDLCK\s+ADVISORY\s+WRITE -?\d+ \S+ (\d+) (\d+|EOF)$", re.M)
@@ -59,8 +59,12 @@ class Killer:
             if kind == "sweeper" and self._dice.random() < 0.7:
                 self.within_seal += stop_within_seal(pid)
             os.kill(pid, signal.SIGKILL)
-            self._deaths.setdefault(name, []).append(now)
+            self._deaths.setdefault(name, []).append(time.monotonic())
             self.kills[kind] += 1
+
+    def is_content(self) -> bool:
+        """Whether something of each kind was killed three times."""
+        return all(self.kills[kind] >= 3 for kind in self._kinds)
 
     def most_deaths(self) -> int:
         """How often one process died within ten seconds, at most: five times would be the end of it."""
@@ -85,7 +89,8 @@ def children(pid: int) -> list[int]:
         return []
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += map(int, (task / "children").read_text().split())
     return found
 
 

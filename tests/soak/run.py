@@ -38,6 +38,7 @@ class Soak:
         self._engine = engine
         self._store = store
         self._until = time.monotonic() + seconds
+        self._latest = self._until + _PATIENCE_SECONDS
         self._seconds = seconds
         self._dice = random.Random(seed)
         self._killer = Killer(engine, random.Random(seed + 1))
@@ -78,9 +79,14 @@ class Soak:
 
     # --- what disturbs
 
+    def _goes_on(self) -> bool:
+        """Until the time is over, and, where the machine is slow, until there was enough of everything."""
+        now = time.monotonic()
+        return now < self._until or (now < self._latest and not (self._compared >= VOLUMES and self._killer.is_content()))
+
     def _disturb(self) -> None:
         store_at = time.monotonic() + 10
-        while time.monotonic() < self._until:
+        while self._goes_on():
             time.sleep(self._dice.uniform(0.2, 1.0))
             self._killer.one()
             if time.monotonic() > store_at:
@@ -109,7 +115,7 @@ class Soak:
 
     def _snapshots(self, number: int) -> None:
         turn = 0
-        while time.monotonic() < self._until:
+        while self._goes_on():
             turn += 1
             try:
                 self._one_snapshot(number, f"s{number}-{turn}", f"r{number}-{turn}")

@@ -64,7 +64,7 @@ class Stamps:
         """Raises Mismatch if a write was refused, or hangs."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(150)
             if thread.is_alive():
                 raise Mismatch(f"{self.device}: a write hangs")
 
