@@ -126,11 +126,12 @@ def test_a_clone_whose_end_was_noted_is_available(at: str) -> None:
 
 
 def test_a_clone_whose_failure_was_noted_is_gone() -> None:
-    with engine_that_stops("call watcher.py _clone_ended", "--upload-rate", "16Mi") as (made, stopped):
+    with engine_that_stops("call watcher.py _clone_ended", "--upload-rate", "1Mi") as (made, stopped):
         device = made.volume("v", SIZE)
         fill(device, 32 * MIB)
+        disk = made.state / "volumes" / made.call("volume.show", name="v")["id"] / "disk"
         made.call("volume.clone", source="v", name="copy")
-        os.truncate(made.state / "volumes" / made.call("volume.show", name="v")["id"] / "disk", MIB)
+        os.truncate(disk, MIB)
         os.kill(stopped(), signal.SIGKILL)
         made.wait_ready()
         with pytest.raises(NotFound):

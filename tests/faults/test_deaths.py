@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,8 +31,13 @@ def kill(pid: int) -> None:
 
 
 def senders(made: Engine) -> list[int]:
-    """The pids of the transfer jobs of this engine."""
-    return children(made.call("engine.info")["processes"]["transfer"])
+    """The pids of this engine's senders, once they have named themselves (comm)."""
+    found = []
+    for pid in children(made.call("engine.info")["processes"]["transfer"]):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "sf-send":
+                found.append(pid)
+    return found
 
 
 VICTIMS: dict[str, Callable[[Engine], list[int]]] = {
@@ -46,7 +52,7 @@ VICTIMS: dict[str, Callable[[Engine], list[int]]] = {
 @pytest.mark.parametrize("victim", list(VICTIMS))
 def test_a_session_outlives(victim: str) -> None:
     """The snapshot is exact, and the writer notices nothing, although the process is killed again and again."""
-    with engine("--upload-rate", "10Mi") as made:
+    with engine("--upload-rate", "4Mi") as made:
         device = made.volume("v", SIZE)
         fill(device, SIZE)
         start = bytes(read_device(device, SIZE))
@@ -81,7 +87,7 @@ def wait(made: Engine, snapshot: str = "s") -> dict[str, Any]:
             return made.wait_snapshot(snapshot)
         return None
 
-    return wait_until(ended, 90, made.log.read_text)
+    return wait_until(ended, told=made.log.read_text)
 
 
 def test_acknowledged_writes_survive_a_volume_process_at_any_moment() -> None:
@@ -89,13 +95,25 @@ def test_acknowledged_writes_survive_a_volume_process_at_any_moment() -> None:
         device = made.volume("v", SIZE)
         start = bytes(read_device(device, SIZE))
         with LoggedWriter(device, SIZE, seed=2) as writer:
+            killed = 0
             for _ in range(4):
                 time.sleep(0.5)
-                kill(made.processes("v")["serve-0"])
+                killed = wait_until(lambda: another(made, "v", "serve-0", killed))  # noqa: B023
+                kill(killed)
         state = state_in(read_device(device, SIZE), start, writer.log, len(writer.log), len(writer.log))
         assert state == len(writer.log)
-        held = made.call("engine.info")["processes"]["volumes"].values()
-        assert sum(process["deaths"] for volume in held for process in volume["processes"]) == 4
+        wait_until(lambda: deaths(made) == 4, told=lambda: f"{deaths(made)} deaths are known")
+
+
+def another(made: Engine, volume: str, key: str, before: int) -> int:
+    """The pid of a kept process, once it is not `before`, which was killed; 0 meanwhile."""
+    pid = made.processes(volume)[key]
+    return pid if pid != before else 0
+
+
+def deaths(made: Engine) -> int:
+    held = made.call("engine.info")["processes"]["volumes"].values()
+    return sum(process["deaths"] for volume in held for process in volume["processes"])
 
 
 def test_a_volume_process_that_cannot_live_kills_its_volume_and_no_other() -> None:
@@ -165,13 +183,13 @@ def test_a_session_outlives_the_end_of_its_volumes_device() -> None:
 
 
 def test_the_keepers_death_fails_the_session_and_says_why() -> None:
-    with engine("--upload-rate", "8Mi") as made:
+    with engine("--upload-rate", "1Mi") as made:
         device = made.volume("v", SIZE)
         fill(device, SIZE)
         content = read_device(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
         made.kill()
-        made.start()
+        made.start(None, "--upload-rate", "1Gi")
         shown = made.wait_snapshot("s")
         assert (shown["state"], "engine was stopped" in shown["error"]["message"]) == ("failed", True)
         device = made.call("volume.attach", name="v")["device"]
@@ -204,7 +222,7 @@ def test_what_became_of_a_session_is_not_decided_while_its_repository_is_away() 
         repository = made.state.parent / "repository"
         repository.rename(away := made.state.parent / "away")
         made.start()
-        wait_until(lambda: "trying again" in made.log.read_text(), 20)
+        wait_until(lambda: "trying again" in made.log.read_text())
         assert made.call("snapshot.show", snapshot="s")["state"] == "uploading"
         away.rename(repository)
         shown = made.wait_snapshot("s")

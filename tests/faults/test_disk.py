@@ -52,11 +52,12 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def broken(folder: Path) -> Iterator[tuple[LogDisk, Engine]]:
-    """An engine on a disk of which parts can be broken."""
+def broken(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LogDisk, Engine]]:
+    """An engine on a disk of which parts can be broken. Its parameter is the upload rate."""
     with logdisk(folder, 512 * MIB) as disk:
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk.device)
-        with mounted(disk.device) as host, engine_on(host, folder, "--upload-rate", "16Mi") as made:
+        rate = ("--upload-rate", getattr(request, "param", "16Mi"))
+        with mounted(disk.device) as host, engine_on(host, folder, *rate) as made:
             yield disk, made
 
 
@@ -130,6 +131,7 @@ def test_a_chunk_that_cannot_be_read_fails_the_snapshot(broken: tuple[LogDisk, E
     assert made.wait_snapshot("again")["state"] == "committed"
 
 
+@pytest.mark.parametrize("broken", ["1Mi"], indirect=True)
 def test_a_pre_image_that_cannot_be_read_fails_the_snapshot_not_the_write(broken: tuple[LogDisk, Engine]) -> None:
     disk, made = broken
     device = made.volume("v", SIZE)
@@ -171,7 +173,7 @@ def test_a_clone_that_outgrows_the_disk_says_so_and_leaves_nothing(folder: Path)
         code, _, error = stillframe(made.state, "volume", "clone", "v", "copy")
         assert code == 6 and "writing the new volume" in error, error
         assert [volume["name"] for volume in made.call("volume.list")["volumes"]] == ["v"]
-        assert os.statvfs(host).f_bavail * os.statvfs(host).f_frsize > 15 * MIB
+        wait_until(lambda: os.statvfs(host).f_bavail * os.statvfs(host).f_frsize > 15 * MIB)
         (host / "ballast").unlink()
         assert stillframe(made.state, "volume", "clone", "v", "copy")[0] == 0
 
@@ -203,7 +205,8 @@ def test_a_spill_file_that_cannot_grow_fails_the_snapshot_and_says_so(folder: Pa
         assert shown["session"]["spilled"] > 0
         assert shown["session"]["stage"] == "full"
         assert read_device(device, 128 * MIB) == b"".join(bytes([number]) * MIB for number in range(128)) != content
-        assert os.statvfs(host).f_bavail * os.statvfs(host).f_frsize > 15 * MIB, "the spill file's room was given back"
+        # the spill file's room was given back
+        wait_until(lambda: os.statvfs(host).f_bavail * os.statvfs(host).f_frsize > 15 * MIB)
 
 
 def test_a_state_folder_without_room_refuses_a_snapshot_before_its_cut(folder: Path) -> None:
@@ -237,7 +240,7 @@ def descriptors(pid: int, name: str) -> int:
 
 def test_a_sender_that_cannot_be_started_costs_no_descriptors() -> None:
     """The file of index entries cannot be opened for a while; the snapshot is committed when it can."""
-    with engine("--upload-rate", "8Mi") as made:
+    with engine("--upload-rate", "4Mi") as made:
         fill(made.volume("v", SIZE), SIZE)
         made.call("snapshot.create", volume="v", name="s")
         spool = made.state / "sessions" / snapshot_id("s") / "spool"
@@ -249,7 +252,7 @@ def test_a_sender_that_cannot_be_started_costs_no_descriptors() -> None:
         wait_until(lambda: made.log.read_text().count("Is a directory") >= 1)
         before = descriptors(seen["pid"], "stillframe-packs")
         wait_until(lambda: made.log.read_text().count("Is a directory") >= 4)
-        assert descriptors(seen["pid"], "stillframe-packs") == before
+        wait_until(lambda: descriptors(seen["pid"], "stillframe-packs") <= before)  # an attempt has one for a moment
         spool.rmdir()
         away.rename(spool)
         assert made.wait_snapshot("s")["state"] == "committed"

@@ -24,7 +24,7 @@ def spill_of(made: Engine, name: str) -> Path:
 
 
 def test_each_stage_of_a_full_buffer_is_seen_and_bounded() -> None:
-    with engine("--session-memory", "32Mi", "--spill", "40Mi", "--upload-rate", "1Mi") as made:
+    with engine("--session-memory", "32Mi", "--spill", "40Mi", "--upload-rate", "256Ki") as made:
         device = made.volume("v", SIZE)
         fill(device, SIZE)
         made.call("snapshot.create", volume="v", name="s")
@@ -54,7 +54,7 @@ def test_each_stage_of_a_full_buffer_is_seen_and_bounded() -> None:
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[tuple[LogDisk, Engine]]:
     """An engine on a disk of which parts can be broken, whose sessions spill early."""
-    options = ("--session-memory", "32Mi", "--spill", "64Mi", "--upload-rate", "16Mi")
+    options = ("--session-memory", "32Mi", "--spill", "64Mi", "--upload-rate", "4Mi")
     with logdisk(tmp_path, 512 * MIB) as disk:
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk.device)
         with mounted(disk.device) as host, engine_on(host, tmp_path, *options) as made:

@@ -22,7 +22,6 @@ from driver.engine import handover
 from tests.engines import Engine, engine
 from tests.faults.stops import engine_that_stops
 from tests.oracle import LoggedWriter, fill, read_device, state_in
-from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +41,7 @@ def attempt(made: Engine, *code: str) -> subprocess.CompletedProcess[str]:
     program = "; ".join([*code, "from driver.engine.__main__ import main", "main()"])
     return subprocess.run(
         [sys.executable, "-c", program, "--state", str(made.state), "--take-over"],
-        capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=200, check=False, cwd=ROOT,
     )  # fmt: skip
 
 
@@ -61,14 +60,12 @@ def test_a_running_session_and_busy_devices_do_not_notice() -> None:
             for _ in range(2):
                 time.sleep(0.5)
                 assert made.take_over() == 0
-                count = writer.acknowledged
-                time.sleep(0.2)
-                assert writer.acknowledged > count
+                writer.go_on()
             shown = made.wait_snapshot("s")
         assert shown["state"] == "committed", shown
         k = state_in(read_device(made.restore("s", "restored"), SIZE), start, writer.log, first, last)
         assert k is not None
-        output = busy.communicate(timeout=60)[0]
+        output = busy.communicate(timeout=200)[0]
         assert busy.returncode == 0, output
         assert json.loads(output[output.index("{") :])["jobs"][0]["error"] == 0
         made.call("volume.detach", name="v")
@@ -92,23 +89,16 @@ def test_a_version_that_cannot_be_continued_leaves_the_old_one_at_work(change: s
             assert refused.returncode != 0
             assert "goes on" in refused.stderr
             assert "hint: detach the volumes, stop it" in refused.stderr
-            count = writer.acknowledged
-            time.sleep(0.5)
-            assert writer.acknowledged > count
-        wait_for(made)
+            writer.go_on()
+        made.wait_ready()
         assert made.call("volume.show", name="v")["attached"]
-
-
-def wait_for(made: Engine) -> None:
-    """Until the service answers, which the old keeper has started again."""
-    wait_until(lambda: made.listens("engine.sock"))
 
 
 def test_who_asks_in_another_version_is_told_so_and_disturbs_nobody() -> None:
     with engine() as made:
         before = made.call("engine.info")
         with socket.socket(socket.AF_UNIX) as peer:
-            peer.settimeout(20)
+            peer.settimeout(150)
             peer.connect(str(made.state / "run/keeper.sock"))
             with pytest.raises(Unsupported, match="it goes on"):
                 messages.call(peer, {"call": "take_over", "handover": handover.VERSION + 1})
@@ -129,10 +119,8 @@ def test_a_successor_that_dies_on_the_way_leaves_the_old_one_at_work(last: str) 
                 handover.expect(peer, "dead")
             peer.close()
             time.sleep(0.5)
-            count = writer.acknowledged
-            time.sleep(0.3)
-            assert writer.acknowledged > count
-        wait_for(made)
+            writer.go_on()
+        made.wait_ready()
         assert made.take_over() == 0  # and it can be taken over by a better one
 
 
@@ -150,8 +138,7 @@ def test_a_keeper_that_dies_on_the_way_leaves_its_volumes_to_its_successor(at: s
             os.kill(stopped(), signal.SIGKILL)
             successor.join()
             made.wait_ready()
-            count = writer.acknowledged
-            wait_until(lambda: writer.acknowledged > count)
+            writer.go_on()
             assert made.wait_snapshot("s")["state"] == "committed"
         assert state_in(read_device(made.restore("s", "restored"), SIZE), start, writer.log, first, last) is not None
         made.call("volume.detach", name="v")

@@ -72,7 +72,7 @@ def sweeper(made: Engine, volume: str) -> int:
 
 def test_sessions_outlive_what_hangs() -> None:
     """A sender, a sweeper, and one within a seal, for whose lock a writer may wait, are stopped (SIGSTOP) for good."""
-    with engine("--upload-rate", "24Mi") as made:
+    with engine("--upload-rate", "8Mi") as made:
         with contextlib.ExitStack() as writing:
             sessions = [begin(made, writing, "sender")]
             (sender,) = wait_until(lambda: senders(made))
@@ -80,7 +80,8 @@ def test_sessions_outlive_what_hangs() -> None:
             sessions.append(begin(made, writing, "sweeper"))
             os.kill(sweeping := sweeper(made, "sweeper"), signal.SIGSTOP)
             sessions.append(begin(made, writing, "seal"))
-            assert stop_within_seal(sealing := sweeper(made, "seal"))
+            sealing = sweeper(made, "seal")
+            wait_until(lambda: stop_within_seal(sealing))
             for session in sessions:
                 assert wait(made, session.name)["state"] == "committed"
         assert not any(os.path.exists(f"/proc/{hung}") for hung in (sender, sweeping, sealing)), "they were replaced"

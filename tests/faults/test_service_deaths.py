@@ -134,7 +134,7 @@ def test_what_was_begun_but_never_answered_is_forgotten(one: Engine) -> None:
         return False
 
     wait_until(is_forgotten)
-    assert not (manifest.parent / "pending.json").exists()
+    wait_until(lambda: not (manifest.parent / "pending.json").exists())
 
 
 def test_the_marker_of_a_session_that_is_not_taken_over_stays(one: Engine) -> None:

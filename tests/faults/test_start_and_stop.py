@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def test_with_nothing_attached_it_stops_at_once() -> None:
         process = made.process
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         made.process = None
         assert not os.path.ismount(made.state / "dev")
 
@@ -45,10 +44,10 @@ def test_what_hinders_a_start_is_the_exit_code(tmp_path: Path) -> None:
         record = made.state / "state.json"
         made.stop()
         command = [sys.executable, "-m", "driver.engine", "--state", str(made.state)]
-        assert subprocess.run([*command, "--processes", "99"], timeout=60, check=False).returncode == 2
+        assert subprocess.run([*command, "--processes", "99"], timeout=150, check=False).returncode == 2
         content = record.read_text()
         record.write_text("{")
-        assert subprocess.run(command, timeout=60, check=False).returncode == 9
+        assert subprocess.run(command, timeout=150, check=False).returncode == 9
         record.write_text(content)
         made.start()
     run("mount", "-t", "tmpfs", "-o", "ro", "nothing", str(tmp_path))
@@ -57,7 +56,7 @@ def test_what_hinders_a_start_is_the_exit_code(tmp_path: Path) -> None:
         with ours, theirs:
             command = [sys.executable, "-m", "driver.engine.service", "--state", str(tmp_path / "state")]
             command += ["--keeper", str(theirs.fileno())]
-            done = subprocess.run(command, pass_fds=[theirs.fileno()], timeout=60, check=False)
+            done = subprocess.run(command, pass_fds=[theirs.fileno()], timeout=150, check=False)
             assert done.returncode == CANNOT_START + 14
     finally:
         run("umount", str(tmp_path))
@@ -76,15 +75,14 @@ def test_a_service_that_cannot_start_again_takes_no_device_away() -> None:
         with LoggedWriter(made.volume("v", SIZE), SIZE, seed=11) as writer:
             content = (made.state / "state.json").read_text()
             kill_service(made)
-            count = writer.acknowledged
-            wait_until(lambda: writer.acknowledged > count)
+            writer.go_on()
             (made.state / "state.json").write_text(content)
             made.wait_ready()
             kill_service(made)
         process = made.process
         assert process is not None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 9
+        assert process.wait(120) == 9
         made.process = None
 
 
@@ -130,7 +128,7 @@ def test_with_a_device_in_use_it_serves_until_that_is_free() -> None:
                 (folder / f"f{number}").write_text("still served")
                 os.sync()
             assert process.poll() is None
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         made.process = None
 
 
@@ -151,7 +149,7 @@ def test_a_stop_is_not_lost_with_the_service_that_dies_just_then() -> None:
             made.wait_ready()
             (folder / "file").write_text("still served")
             os.sync()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         made.process = None
 
 
@@ -167,7 +165,7 @@ def test_a_stop_needs_no_service_where_nothing_is_held() -> None:
         os.kill(made.call("engine.info")["pid"], signal.SIGKILL)
         wait_until(lambda: made.log.read_text().count("IsADirectoryError") > 1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         made.process = None
 
 
@@ -178,10 +176,17 @@ def test_when_the_grace_is_over_it_stops_all_the_same() -> None:
         assert process is not None
         with open(device, "rb"):
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(120)
             made.process = None
         made.start()
         assert len(read_device(made.call("volume.attach", name="v")["device"], SIZE)) == SIZE
+
+
+def backing_of(left: Path) -> str:
+    """The file of a loop device by its folder in /sys; nothing, if the device is gone."""
+    with contextlib.suppress(OSError):
+        return (left / "backing_file").read_text()
+    return ""
 
 
 def test_a_killed_engine_cleans_up_after_itself_and_nobody_else() -> None:
@@ -193,15 +198,13 @@ def test_a_killed_engine_cleans_up_after_itself_and_nobody_else() -> None:
             assert left.exists()
             one.kill()
             one.start()
-            assert not left.exists() or str(one.state) not in (left / "backing_file").read_text()
+            wait_until(lambda: str(one.state) not in backing_of(left))  # the number may be another's by now
             assert [*(one.state / "run/loops").iterdir(), *(one.state / "dev").iterdir()] == []
             assert one.call("volume.show", name="v")["attached"] is False
             device = one.call("volume.attach", name="v")["device"]
             with mounted(device):
                 pass
-            count = writer.acknowledged
-            time.sleep(0.3)
-            assert writer.acknowledged > count
+            writer.go_on()
 
 
 def memory_groups_work() -> bool:
@@ -241,9 +244,7 @@ def test_a_transfer_process_that_eats_memory_is_killed_alone() -> None:
             hog.communicate(b"\n", timeout=120)
             assert hog.returncode == -signal.SIGKILL
             assert str(transfer) in (group / "cgroup.procs").read_text().split()
-            count = writer.acknowledged
-            time.sleep(0.3)
-            assert writer.acknowledged > count
+            writer.go_on()
             assert made.wait_snapshot("s")["state"] == "committed"
         made.stop()
         assert not group.exists()

@@ -151,7 +151,7 @@ def test_a_commit_that_outlives_its_engine_comes_too_late(made: Behind, proxy: P
 
     proxy.hold = hold
     made.create("s")
-    assert held.wait(60)
+    assert held.wait(150)
     made.engine.kill()
     made.engine.start()
     made.engine.call("volume.attach", name="v")
@@ -161,7 +161,7 @@ def test_a_commit_that_outlives_its_engine_comes_too_late(made: Behind, proxy: P
     def done() -> list[int]:
         return [status for method, path, status in proxy.answered if method == "PUT" and "manifest.json" in path]
 
-    wait_until(lambda: len(done()) == 2, 20)
+    wait_until(lambda: len(done()) == 2)
     assert done() == [200, 412], "the fence, then the commit"
     made.create("next")
     assert made.wait("next")["state"] == "committed"
