@@ -110,7 +110,6 @@ def again(call: Callable[[], Any]) -> None:
 CAPABILITIES = {"ext4": mount_capability("ext4"), "xfs": mount_capability("xfs"), "block": block_capability()}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", list(CAPABILITIES))
 def test_a_node_call_that_died_at_any_step_is_made_again(one: Stepped, kind: str) -> None:
     """Each step once, on a fresh volume: staged, used, and taken down; what was written through it is there."""
@@ -161,7 +160,6 @@ def used(target: Path, kind: str) -> None:
         assert (target / "file").read_text() == "kept"
 
 
-@pytest.mark.timeout(300)
 def test_a_growth_that_died_at_any_step_is_made_again(one: Stepped) -> None:
     """xfs, mounted; ext4 when it is staged again, before its mount, so that no right to resize it online is needed."""
     for kind in ("xfs", "ext4"):

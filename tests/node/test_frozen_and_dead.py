@@ -58,5 +58,5 @@ def test_who_writes_to_a_frozen_file_system_is_let_go(
             one.publish(volume, "pod", capability)
         else:
             let_go(one, volume, target)
-        writing.join(10)
+        writing.join(150)
         assert not writing.is_alive(), "it waits for ever"

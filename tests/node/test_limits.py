@@ -30,7 +30,7 @@ def one() -> Iterator[Plugin]:
 def code_of(call: Any, request: Any) -> str:
     """What a call that must fail fails with."""
     with pytest.raises(grpc.RpcError) as raised:
-        call(request, timeout=30)
+        call(request, timeout=150)
     return str(raised.value.code().name)
 
 

@@ -24,6 +24,7 @@ from driver.node.metrics import Engine as Figures
 from tests.engines import Engine, engine, run
 from tests.oracle import fill
 from tests.plugins import MODE, Plugin, block_capability, mount_capability, plugin
+from tests.waiting import wait_until
 
 SIZE = 64 * MIB
 
@@ -245,7 +246,7 @@ def test_a_frozen_snapshot_needs_no_journal(one: Plugin) -> None:
         before = len(list(staged.iterdir()))
     finally:
         stop.set()
-        writing.join(10)
+        writing.join(150)
     assert not writing.is_alive(), "the file system stayed frozen"
     assert before > 0
     assert needs == {"false": True, "true": False}
@@ -362,23 +363,36 @@ def test_a_nodes_storage_is_unwell_without_its_engine() -> None:
         assert not one.node.NodeGetStorageHealth(csi_pb2.NodeGetStorageHealthRequest()).backend_health
 
 
+def is_aborted(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except grpc.RpcError as error:
+        return bool(error.code() is grpc.StatusCode.ABORTED)
+    return False
+
+
 def test_calls_for_one_volume_come_one_after_another(one: Plugin) -> None:
     """Who comes second is told ABORTED; calls for other volumes, and those that only look, go on."""
     slow, other = one.create("slow", SIZE), one.create("other", SIZE)
     device = str(one.engine.call("volume.attach", name=slow.rpartition(":")[2])["device"])
     run("mkfs.ext4", "-q", device)
     processes = [pid for key, pid in one.engine.processes("slow").items() if key.startswith("serve")]
-    staging = threading.Thread(target=lambda: one.stage(slow), daemon=True)
+    path = one.folder / "pods" / "slow" / "volume"
+
+    def stage() -> None:
+        while is_aborted(lambda: one.stage(slow)):
+            pass
+
+    staging = threading.Thread(target=stage, daemon=True)
     try:
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
         staging.start()
-        time.sleep(0.5)
-        path = one.folder / "pods" / "slow" / "volume"
+        wait_until(lambda: is_aborted(lambda: one.unpublish(slow, path)))
         for call in (
             lambda: one.stage(slow), lambda: one.unstage(slow), lambda: one.publish(slow, "slow"),
             lambda: one.unpublish(slow, path),
-            lambda: one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=slow), timeout=20),
+            lambda: one.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=slow), timeout=150),
         ):  # fmt: skip
             fails("ABORTED", call)
         one.stage(other)
@@ -388,7 +402,7 @@ def test_calls_for_one_volume_come_one_after_another(one: Plugin) -> None:
     finally:
         for pid in processes:
             os.kill(pid, signal.SIGCONT)
-    staging.join(30)
+    staging.join(150)
     assert not staging.is_alive()
     one.stage(slow)
     one.unstage(slow)

@@ -48,7 +48,7 @@ def port_of(one: Plugin) -> int:
 
 def fetch(one: Plugin, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port_of(one)}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port_of(one)}{path}", timeout=150) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -87,20 +87,21 @@ def test_kubelet_learns_of_the_driver(made: Engine) -> None:
     with plugin(made, "--registration", str(registry), "--kubelet-endpoint", "/var/lib/kubelet/csi.sock") as one:
         with grpc.insecure_channel(f"unix://{path}") as channel:
             kubelet: Any = services.RegistrationStub(channel)
-            info = kubelet.GetInfo(api.InfoRequest(), timeout=10)
+            info = kubelet.GetInfo(api.InfoRequest(), timeout=150, wait_for_ready=True)
             assert (info.type, info.name, info.endpoint) == ("CSIPlugin", "csi.stillframe.io", "/var/lib/kubelet/csi.sock")
             assert list(info.supported_versions) == ["1.0.0"]
-            kubelet.NotifyRegistrationStatus(api.RegistrationStatus(plugin_registered=True), timeout=10)
+            kubelet.NotifyRegistrationStatus(api.RegistrationStatus(plugin_registered=True), timeout=150)
         one.kill()
         assert path.is_socket()  # a dead plugin's, which its successor replaces
         one.start("--registration", str(registry))
         with grpc.insecure_channel(f"unix://{path}") as channel:
             again: Any = services.RegistrationStub(channel)
-            assert again.GetInfo(api.InfoRequest(), timeout=10).endpoint == one.endpoint.removeprefix("unix://")
+            served = one.endpoint.removeprefix("unix://")
+            assert again.GetInfo(api.InfoRequest(), timeout=150, wait_for_ready=True).endpoint == served
             refusal = api.RegistrationStatus(plugin_registered=False, error="another driver has the name")
-            again.NotifyRegistrationStatus(refusal, timeout=10)
+            again.NotifyRegistrationStatus(refusal, timeout=150)
         assert one.process is not None
-        assert one.process.wait(20) != 0
+        assert one.process.wait(150) != 0
         assert "another driver has the name" in one.log.read_text()
         assert not path.exists()
 
@@ -156,7 +157,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 
 def test_metrics_tell_of_a_session_while_it_runs() -> None:
-    with engine("--upload-rate", "16Mi") as slow, plugin(slow, "--http", "0") as one:
+    with engine("--upload-rate", "4Mi") as slow, plugin(slow, "--http", "0") as one:
         volume = one.create("busy", 64 * MIB, block_capability())
         device = slow.call("volume.attach", name="busy")["device"]
         fill(device, 64 * MIB)
@@ -199,7 +200,7 @@ def test_metrics_tell_what_happened(made: Engine) -> None:
         assert value(text, "stillframe_volume_written_bytes_total", volume="measured") == 16 * MIB
         assert value(text, "stillframe_volume_write_duration_seconds_count", volume="measured") == 64
         assert value(text, "stillframe_volume_write_duration_seconds_bucket", volume="measured", le="+Inf") == 64
-        assert 0 <= value(text, "stillframe_snapshot_age_seconds", volume="measured") < 60
+        assert 0 <= value(text, "stillframe_snapshot_age_seconds", volume="measured") < 600
         assert value(text, "stillframe_snapshots", state="committed") == 1
         assert value(text, "stillframe_csi_calls_total", method="CreateVolume", code="OK") == 1
         assert value(text, "stillframe_csi_call_duration_seconds_count", method="CreateVolume", code="OK") == 1
@@ -211,7 +212,7 @@ def test_a_second_plugin_on_the_socket_is_refused_and_a_stop_is_clean(made: Engi
         other = Plugin(made)
         other.start_process()
         assert other.process is not None
-        assert other.process.wait(10) == 5
+        assert other.process.wait(150) == 5
         assert "another plugin listens" in one.log.read_text()
         assert one.identity.Probe(csi_pb2.ProbeRequest()).ready.value
         one.stop()
@@ -230,9 +231,11 @@ def test_a_plugin_that_ends_leaves_its_successor_the_socket(made: Engine) -> Non
         old.process.terminate()
         path = Path(old.endpoint.removeprefix("unix://"))
         wait_until(lambda: not path.exists())
+        old.process.send_signal(signal.SIGSTOP)  # else it ends by itself after a while
+        assert old.process.poll() is None, "it was too fast for this test"
         with plugin(made) as new:
-            assert old.process.poll() is None, "it was too fast for this test"
+            old.process.send_signal(signal.SIGCONT)
             watching.cancel()
-            old.process.wait(30)
+            old.process.wait(150)
             assert path.is_socket()
             assert new.identity.Probe(csi_pb2.ProbeRequest()).ready.value
