@@ -25,11 +25,12 @@ import grpc
 import pytest
 from kubernetes.client.exceptions import ApiException
 
-from csi import csi_pb2_grpc
+from csi import csi_pb2, csi_pb2_grpc
 from driver.controller.cluster import Cluster as View
 from driver.controller.kube import Kube
 from driver.controller.lease import Lease
 from driver.controller.nodes import Nodes
+from driver.rpc.names import TOPOLOGY_KEY
 from driver.rpc.tls import Certificates
 from tests.apiserver import LABELS, NAMESPACE, Api, api_server
 from tests.engines import Engine
@@ -67,6 +68,7 @@ class NodePlugin(Plugin):
         self.run()
         self.of.api.put_node(self.name)
         self.of.api.put_pod(f"plugin-{self.name}", self.name, self.address)
+        self.wait_known()
         return self
 
     def run(self) -> None:
@@ -74,6 +76,11 @@ class NodePlugin(Plugin):
         listen = ["--listen", f"{self.address}:{self.of.port}", "--tls", str(self.tls)]
         self.start("--node", self.name, *listen)
         wait_until(self.listens)
+
+    def wait_known(self) -> None:
+        """Until each controller has heard of the node, and reaches it."""
+        for controller in self.of.controllers:
+            wait_until(lambda: controller.can_ask(self.name), told=controller.log.read_text)  # noqa: B023
 
     def listens(self) -> bool:
         with socket.socket() as probe:
@@ -109,7 +116,7 @@ class Controller:
         self.groups: Any = csi_pb2_grpc.GroupControllerStub(self.channel)
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=60) as answer:
             return str(answer.read().decode())
 
     def wait_ready(self) -> Controller:
@@ -122,6 +129,15 @@ class Controller:
 
         wait_until(is_ready)
         return self
+
+    def can_ask(self, node: str) -> bool:
+        """Whether it reaches that node."""
+        where = csi_pb2.Topology(segments={TOPOLOGY_KEY: node})
+        try:
+            self.controller.GetCapacity(csi_pb2.GetCapacityRequest(accessible_topology=where), timeout=60)
+        except grpc.RpcError:
+            return False
+        return True
 
     def kill(self) -> None:
         self.process.kill()
@@ -183,7 +199,7 @@ class Cluster:
             self.api.core.delete_node(name)
 
     def replica(self, identity: str) -> Replica:
-        """One that runs in the test, beside the controllers."""
+        """One that runs in the test, beside the controllers. For its lease no time passes: it keeps it, or has it not."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KUBECONFIG", str(self.api.kubeconfig()))
             kube = Kube(NAMESPACE)
@@ -193,14 +209,14 @@ class Cluster:
         wait_until(lambda: view.is_known)
         secret = self.secret("controller")
         shown = Certificates(secret["ca.crt"], secret["tls.crt"], secret["tls.key"])
-        lease = Lease(kube, "stillframe-controller", identity)
+        lease = Lease(kube, "stillframe-controller", identity, lambda: 0.0)
         lease.renew()
         return Replica(Nodes(view, lambda: shown, self.port), kube, lease)
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `stillframe` as in the controller's pod."""
         return subprocess.run(
-            [sys.executable, "-m", "driver.cli.main", *arguments], capture_output=True, text=True, timeout=60, check=False,
+            [sys.executable, "-m", "driver.cli.main", *arguments], capture_output=True, text=True, timeout=150, check=False,
             env={**os.environ, "KUBECONFIG": str(self.api.kubeconfig())},
         )  # fmt: skip
 

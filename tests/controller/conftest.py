@@ -10,7 +10,7 @@ from tests.clusters import Cluster, cluster
 from tests.servers import versitygw
 
 __all__ = ["versitygw"]
-SLOW = ("--upload-rate", str(4 << 20))
+SLOW = ("--upload-rate", str(2 << 20))
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def controller(shared: Cluster) -> Controller:
 
 def refusal(call: Any, request: Any, code: Code, *words: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
-        call(request, timeout=20)
+        call(request, timeout=60)
     text = str(raised.value.details())
     assert raised.value.code() is code, text
     assert not [word for word in words if word not in text], text
@@ -118,7 +118,7 @@ def test_a_snapshot_that_is_missing_or_of_another_repository(controller: Control
     imported = csi_pb2.ListSnapshotsRequest(snapshot_id=f"far:{number}")
     refusal(calls.ListSnapshots, imported, Code.FAILED_PRECONDITION, "repository 'far'", "the chart's repositories")
     missing = csi_pb2.ListSnapshotsRequest(snapshot_id=f"local:{number}")
-    assert not calls.ListSnapshots(missing, timeout=20).entries, "the sidecar says that it is not there"
+    assert not calls.ListSnapshots(missing, timeout=60).entries, "the sidecar says that it is not there"
 
 
 def test_the_sidecars_ask_at_most_twelve_times_a_minute() -> None:
@@ -139,7 +139,7 @@ def test_a_snapshot_whose_manifest_is_damaged_can_be_deleted(shared: Cluster, co
     calls = controller.controller
     refusal(calls.GetSnapshot, csi_pb2.GetSnapshotRequest(snapshot_id=handle), Code.DATA_LOSS, "manifest.json")
     for _ in range(2):
-        calls.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle), timeout=20)
+        calls.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id=handle), timeout=60)
     assert (folder / "deleted.json").exists()
 
 
@@ -148,7 +148,7 @@ def test_a_group_with_a_damaged_member_can_be_deleted(shared: Cluster, controlle
     ask = csi_pb2.CreateVolumeGroupSnapshotRequest(name="damaged", source_volume_ids=volumes)
 
     def made() -> csi_pb2.VolumeGroupSnapshot | None:
-        group = controller.groups.CreateVolumeGroupSnapshot(ask, timeout=20).group_snapshot
+        group = controller.groups.CreateVolumeGroupSnapshot(ask, timeout=60).group_snapshot
         return group if group.ready_to_use else None
 
     group = wait_until(made)
@@ -159,5 +159,5 @@ def test_a_group_with_a_damaged_member_can_be_deleted(shared: Cluster, controlle
     refusal(controller.groups.GetVolumeGroupSnapshot, get, Code.DATA_LOSS, "manifest.json")
     gone = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id=group.group_snapshot_id, snapshot_ids=ids)
     for _ in range(2):
-        controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=20)
+        controller.groups.DeleteVolumeGroupSnapshot(gone, timeout=60)
     assert [(folder / "deleted.json").exists() for folder in folders] == [True, True]

@@ -12,7 +12,7 @@ import pytest
 from driver.controller.clones import left_over, snapshot_name
 from driver.core.ids import new_id, snapshot_id
 from tests.clusters import Cluster, cluster
-from tests.controller.test_lost_nodes import DEADLINE, refusal, remove_snapshot
+from tests.controller.test_lost_nodes import refusal, remove_snapshot
 from tests.controller.test_routing import SIZE, create, volume_of
 from tests.oracle import fill
 from tests.waiting import wait_until
@@ -41,7 +41,7 @@ def source(of: Cluster) -> str:
 def attempt(of: Cluster, origin: str) -> tuple[grpc.StatusCode, str]:
     """What one call answers, that asks for the clone on node-b."""
     try:
-        made = of.controllers[0].controller.CreateVolume(volume_of("copy", "node-b", source=origin), timeout=DEADLINE)
+        made = of.controllers[0].controller.CreateVolume(volume_of("copy", "node-b", source=origin), timeout=60)
     except grpc.RpcError as error:
         return error.code(), str(error.details())
     return grpc.StatusCode.OK, str(made.volume.volume_id)
@@ -60,7 +60,7 @@ def succeed(of: Cluster, origin: str, *refusals: grpc.StatusCode) -> str:
         assert code in (grpc.StatusCode.OK, grpc.StatusCode.ABORTED, *refusals), text
         return text if code is grpc.StatusCode.OK else None
 
-    return str(wait_until(is_made, 90))
+    return str(wait_until(is_made))
 
 
 def test_an_upload_that_failed_is_begun_anew(two: Cluster) -> None:

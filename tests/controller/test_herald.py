@@ -36,8 +36,8 @@ def begun(of: Cluster, claim: str, snapshot: str, node: str = "node-a", namespac
 
 
 def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
-    handle = begun(one, "data-1", "monday")
     teller, idle = herald(one, one.replica("one")), herald(one, one.replica("other"))
+    handle = begun(one, "data-1", "monday")
     idle.turn()
     assert one.api.events("VolumeSnapshot", "monday") == {}, "the lease is another's"
     teller.turn()
@@ -60,7 +60,7 @@ def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
         teller.turn()
         return {"SnapshotUploading", "SnapshotUploaded"} == one.api.events("VolumeSnapshot", "monday").keys()
 
-    wait_until(is_done, 60)
+    wait_until(is_done)
     done = one.api.events("VolumeSnapshot", "monday")["SnapshotUploaded"]
     assert done.message.startswith("uploaded: 64.0 MiB in ")
     assert "SnapshotUploaded" in one.api.events("PersistentVolumeClaim", "data-1")
@@ -73,10 +73,10 @@ def test_an_upload_is_told_from_its_beginning_to_its_end(one: Cluster) -> None:
 def test_a_namespace_that_takes_no_events_keeps_nobody_else_from_theirs(one: Cluster) -> None:
     """Nothing can be written into a namespace that is being deleted."""
     one.api.core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name="doomed")))
+    teller = herald(one, one.replica("one"))
     lost = begun(one, "data-5", "friday", namespace="doomed")
     kept = begun(one, "data-6", "saturday")
     one.api.core.delete_namespace("doomed")
-    teller = herald(one, one.replica("one"))
     teller.turn()
     assert "SnapshotUploading" in one.api.events("VolumeSnapshot", "saturday")
     assert "SnapshotUploading" in one.api.events("PersistentVolumeClaim", "data-6")
@@ -87,10 +87,11 @@ def test_a_namespace_that_takes_no_events_keeps_nobody_else_from_theirs(one: Clu
 
 
 def test_events_that_went_away_and_replicas_that_changed_are_no_hindrance(one: Cluster) -> None:
+    first, again = (herald(one, one.replica("one")) for _ in range(2))
     handle = begun(one, "data-2", "tuesday")
-    herald(one, one.replica("one")).turn()
+    first.turn()
     kept = one.api.events("VolumeSnapshot", "tuesday")["SnapshotUploading"]
-    again = herald(one, one.replica("one"))  # the process was started anew, and knows nothing
+    # the process was started anew, and knows nothing
     again.turn()
     assert one.api.events("VolumeSnapshot", "tuesday")["SnapshotUploading"].metadata.uid == kept.metadata.uid
     one.api.core.delete_collection_namespaced_event(NAMESPACE)
@@ -107,8 +108,8 @@ def test_events_that_went_away_and_replicas_that_changed_are_no_hindrance(one: C
 
 def test_a_session_that_failed_is_told_with_the_reason_and_what_to_do(one: Cluster) -> None:
     """The engine is killed: what was uploading has lost its memory."""
-    begun(one, "data-3", "wednesday")
     teller = herald(one, one.replica("one"))
+    begun(one, "data-3", "wednesday")
     teller.turn()
     node = one.nodes["node-a"]
     node.engine.kill()

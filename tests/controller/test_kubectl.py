@@ -21,14 +21,15 @@ def command(of: Cluster, *arguments: str, user: str = "admin") -> list[str]:
 
 
 def kubectl(of: Cluster, *arguments: str, user: str = "admin") -> Ran:
-    done = subprocess.run(command(of, *arguments, user=user), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command(of, *arguments, user=user), capture_output=True, text=True, timeout=150, check=False)
     assert "Traceback" not in done.stderr
     return done
 
 
 def test_volumes_and_snapshots_are_shown_as_they_go_on(one: Cluster) -> None:
+    teller = herald(one, one.replica("one"))
     begun(one, "data", "monday")
-    herald(one, one.replica("one")).turn()  # at once: that it goes on is what is told
+    teller.turn()  # at once: that it goes on is what is told
     assert "data\tpvc-" in kubectl(one, "-n", NAMESPACE, "volumes").stdout
     shown = json.loads(kubectl(one, "-A", "-o", "json", "volumes").stdout)["volumes"]
     assert [(row["namespace"], row["claim"], row["node"], row["size"]) for row in shown] == [
@@ -51,7 +52,7 @@ def test_volumes_and_snapshots_are_shown_as_they_go_on(one: Cluster) -> None:
         watching.kill()
         raise
     finally:
-        watching.wait(30)
+        watching.wait(150)
     assert watching.returncode == 0 and "\tready\t-\t64Mi\t" in rest[-1], rest
     absent = kubectl(one, "-n", NAMESPACE, "snapshots", "tuesday")
     assert absent.returncode == 3 and "there is no VolumeSnapshot 'tuesday'" in absent.stderr

@@ -50,7 +50,7 @@ def test_replicas_that_race_for_it_agree(empty: Cluster) -> None:
     at_once = threading.Barrier(len(replicas))
 
     def begin(replica: Lease) -> None:
-        at_once.wait(10)
+        at_once.wait(150)
         replica.renew()
 
     with concurrent.futures.ThreadPoolExecutor(len(replicas)) as pool:
@@ -107,6 +107,7 @@ def test_an_api_that_is_away_for_a_moment_takes_nothing_away(empty: Cluster, mon
     lease = Lease(Kube(NAMESPACE), NAME, "one", clock)
     lease.renew()
     empty.api.processes[-1].kill()
+    empty.api.processes[-1].wait()
     with pytest.raises(KubernetesUnavailable):
         lease.renew()
     clock.now += ACT_SECONDS - 1

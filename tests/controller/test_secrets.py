@@ -18,7 +18,6 @@ from driver.rpc.tls import CONTROLLER_NAME, NODE_NAME, Certificates
 from tests.apiserver import NAMESPACE
 from tests.clusters import Cluster, cluster
 from tests.controller.test_routing import create, delete
-from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def test_replicas_that_race_agree(empty: Cluster) -> None:
     at_once = threading.Barrier(len(replicas))
 
     def begin(replica: TlsSecrets) -> None:
-        at_once.wait(10)
+        at_once.wait(150)
         replica.ensure()
 
     with concurrent.futures.ThreadPoolExecutor(len(replicas)) as pool:
@@ -106,7 +105,8 @@ def test_replicas_serve_at_once_and_with_a_named_secret(empty: Cluster) -> None:
     node.kill()
     empty.api.core.delete_namespaced_secret("stillframe-tls-node", NAMESPACE)
     node.run()
+    node.wait_known()
     delete(third, handle)
     get = csi_pb2.ControllerGetVolumeRequest(volume_id=handle)
     with pytest.raises(Exception, match="NOT_FOUND"):
-        wait_until(lambda: second.controller.ControllerGetVolume(get, timeout=10))
+        second.controller.ControllerGetVolume(get, timeout=60)

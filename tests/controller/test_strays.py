@@ -85,6 +85,7 @@ def test_what_no_claim_has_is_shown_by_one_replica_and_by_a_command(two: Cluster
     one.turn()
     assert orphan not in metrics(one)
     two.nodes["node-b"].run()
+    two.nodes["node-b"].wait_known()
     delete(controller, bound)
 
 
@@ -96,7 +97,7 @@ def test_a_claim_that_moved_on_leaves_nothing_behind(two: Cluster) -> None:
 
     def is_refused() -> bool:
         try:
-            controller.controller.CreateVolume(volume_of("pvc-1", "node-a"), timeout=10)
+            controller.controller.CreateVolume(volume_of("pvc-1", "node-a"), timeout=60)
         except grpc.RpcError as error:
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             return True

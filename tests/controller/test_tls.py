@@ -80,7 +80,8 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr("driver.controller.nodes.CONNECT_SECONDS", 60.0)
     made = Rig(tmp_path)
     made.server.start()
     try:
@@ -90,11 +91,12 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def ask(nodes: Nodes, node: str = "node-a") -> Any:
-    return nodes.call(node, "ControllerGetCapabilities", csi_pb2.ControllerGetCapabilitiesRequest(), 5.0)
+    return nodes.call(node, "ControllerGetCapabilities", csi_pb2.ControllerGetCapabilitiesRequest(), 60.0)
 
 
 def is_refused(nodes: Nodes) -> None:
-    with pytest.raises((NodeUnavailable, NodeSilent)):
+    with pytest.MonkeyPatch.context() as soon, pytest.raises((NodeUnavailable, NodeSilent)):
+        soon.setattr("driver.controller.nodes.CONNECT_SECONDS", 3.0)
         ask(nodes)
 
 
@@ -105,7 +107,7 @@ def test_a_node_listens_once_it_has_certificates_and_answers_the_controller(rig:
     nodes = rig.nodes(rig.controller)
     assert ask(nodes).capabilities
     with pytest.raises(grpc.RpcError) as raised:
-        nodes.call("node-a", "GetCapacity", csi_pb2.GetCapacityRequest(), 5.0)
+        nodes.call("node-a", "GetCapacity", csi_pb2.GetCapacityRequest(), 60.0)
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "engine" in str(raised.value.details())
 
@@ -130,14 +132,14 @@ def test_strangers_are_refused_by_the_node(rig: Rig) -> None:
     is_refused(rig.nodes(another_client))
     with grpc.insecure_channel(f"{ADDRESS}:{rig.port}") as channel, pytest.raises(grpc.RpcError) as raised:
         csi_pb2_grpc.ControllerStub(channel).ControllerGetCapabilities(
-            csi_pb2.ControllerGetCapabilitiesRequest(), timeout=5
+            csi_pb2.ControllerGetCapabilitiesRequest(), timeout=60
         )
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     without = grpc.ssl_channel_credentials(rig.node.ca)
     with grpc.secure_channel(f"{ADDRESS}:{rig.port}", without, tls.CLIENT_OPTIONS) as channel:
         with pytest.raises(grpc.RpcError) as raised:
             csi_pb2_grpc.ControllerStub(channel).ControllerGetCapabilities(
-                csi_pb2.ControllerGetCapabilitiesRequest(), timeout=5
+                csi_pb2.ControllerGetCapabilitiesRequest(), timeout=60
             )
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert ask(rig.nodes(rig.controller)).capabilities
@@ -197,7 +199,7 @@ def test_certificates_change_without_a_lost_call(rig: Rig) -> None:
             ask(nodes)
         finally:
             stopped.set()
-        assert all(worker.result(30) > 0 for worker in workers)
+        assert all(worker.result(150) > 0 for worker in workers)
     is_refused(rig.nodes(rig.controller))
 
 
