@@ -15,7 +15,7 @@ from driver.core.sizes import format_size
 from driver.engine.clients import TransferClient
 from driver.engine.records import Folder
 from driver.engine.settings import GRACE_SECONDS, PROCESSES, Settings
-from driver.engine.vigil import SILENT_SECONDS
+from driver.engine.vigil import hangs
 from driver.host.diskerrors import disk_error
 
 
@@ -86,10 +86,8 @@ def transfer(context: Context, check: bool) -> None:
     It may live in a container of its own, with a memory limit: what it needs is the engine's state folder.
     """
     if check:
-        if not TransferClient(context.client.state / "run" / "transfer.sock").answers(SILENT_SECONDS):
-            raise EngineUnavailable(
-                f"the transfer supervisor has answered nothing for {SILENT_SECONDS:g} s", "kill it: it is started again"
-            )
+        if hangs(TransferClient(context.client.state / "run" / "transfer.sock")):
+            raise EngineUnavailable("the transfer supervisor does not answer any more", "kill it: it is started again")
         return
     command = [sys.executable, "-m", "driver.transfer.supervisor", "--state", str(context.client.state)]
     os.execv(sys.executable, command)

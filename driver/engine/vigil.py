@@ -13,8 +13,10 @@ from driver.core.errors import StillframeError
 from driver.engine.clients import KeeperClient, TransferClient
 from driver.host.log import say
 
-SILENT_SECONDS: Final = 20.0
-"""A supervisor that has answered nothing for so long hangs."""
+LOOK_SECONDS: Final = 2.0
+SILENT_LOOKS: Final = 20
+"""A supervisor that has answered none of so many calls in a row, each within that time, hangs. Looks are counted, not time:
+when the machine stands still, nobody can answer anything."""
 _PAUSE_SECONDS: Final = 2.0
 
 
@@ -22,15 +24,21 @@ def watch(keeper: KeeperClient, transfer: TransferClient) -> NoReturn:
     """For ever. The whole of a thread."""
     while True:
         try:
-            look(keeper, transfer, SILENT_SECONDS)
+            look(keeper, transfer)
         except StillframeError as error:
             say("engine", f"the transfer supervisor is not looked after: {error}")
         time.sleep(_PAUSE_SECONDS)
 
 
-def look(keeper: KeeperClient, transfer: TransferClient, seconds: float) -> None:
-    """Have the keeper's supervisor replaced if it does not answer for `seconds`. Raises what the keeper answers."""
+def look(keeper: KeeperClient, transfer: TransferClient) -> None:
+    """Have the keeper's supervisor replaced if it hangs. Raises what the keeper answers."""
     pid = keeper.list()["transfer"]
-    if pid and not transfer.answers(seconds):
+    if pid and hangs(transfer):
+        seconds = SILENT_LOOKS * LOOK_SECONDS
         say("engine", f"the transfer supervisor ({pid}) has not answered for {seconds:.0f} s; starting another")
         keeper.kick_transfer(pid)
+
+
+def hangs(transfer: TransferClient) -> bool:
+    """Whether the supervisor stands still; takes as long as it is silent."""
+    return not any(transfer.answers(LOOK_SECONDS) for _ in range(SILENT_LOOKS))

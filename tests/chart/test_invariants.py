@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from driver import __version__
 from driver.cli.main import cli
 from driver.core.settings import repositories
-from driver.engine.vigil import SILENT_SECONDS
+from driver.engine.vigil import LOOK_SECONDS, SILENT_LOOKS
 from driver.rpc import parameters
 from tests.chart.rendered import (
     CHART,
@@ -110,7 +110,7 @@ def test_uploads_have_a_container_of_their_own_with_a_limit_and_no_privilege(man
     assert transfer["args"] == ["engine", "transfer"] and "--without-transfer" in pod["containers"][0]["args"]
     assert transfer["resources"]["limits"]["memory"]
     assert transfer["livenessProbe"]["exec"]["command"] == ["stillframe", *transfer["args"], "--check"]
-    assert transfer["livenessProbe"]["timeoutSeconds"] > SILENT_SECONDS
+    assert transfer["livenessProbe"]["timeoutSeconds"] > SILENT_LOOKS * LOOK_SECONDS
     context = transfer["securityContext"]
     assert context["capabilities"] == {"drop": ["ALL"]} and not context["allowPrivilegeEscalation"]
 

@@ -52,7 +52,7 @@ def is_running(pid: int) -> bool:
 
 def test_a_session_outlives_a_transfer_supervisor_that_hangs() -> None:
     """With it stands its sender, which dies before another one uses the session's buffers."""
-    with engine("--upload-rate", "8Mi") as made:
+    with engine("--upload-rate", "4Mi") as made:
         with contextlib.ExitStack() as writing:
             session = begin(made, writing, "v")
             wait_until(lambda: made.call("snapshot.show", snapshot="v")["uploaded_bytes"])

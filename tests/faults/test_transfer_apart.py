@@ -94,7 +94,7 @@ def test_one_that_stands_still_is_found_out_by_the_check(apart: Apart) -> None:
     """Which a container's liveness probe does; the engine cannot kill what is in another one."""
 
     def check() -> int:
-        return apart.start("transfer", "--check").wait(120)
+        return apart.start("transfer", "--check").wait(600)
 
     assert apart.transfer is not None
     assert check() == 0
