@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -36,6 +37,7 @@ SILENCE_SECONDS: Final = 12 * 3600.0
 """Half the margin of garbage collection: a session that could not renew pending.json for so long must not commit, and a name
 is not taken over from one: its records may be about to be removed, pending.json last."""
 _READERS: Final = 4
+_ALONE: Final = nullcontext()  # in a process without other threads
 _REASON_MAX: Final = 256
 _NO_CONDITIONS: Final = (
     "this store ignores conditional PUTs (If-None-Match): a snapshot in the making cannot be deleted safely, and there "
@@ -48,9 +50,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def open_repository(store: ObjectStore, *, was_used: bool = False) -> str:
+def open_repository(
+    store: ObjectStore, opening: AbstractContextManager[Any] = _ALONE, *, was_used: bool = False
+) -> str:
     """The repository's id. A new prefix becomes a repository; but not if it `was_used`: then RepositoryMissing. Raises
-    Unsupported for one of another format."""
+    Unsupported for one of another format.
+
+    That is done with `opening` held, a process's lock for the place: a store that ignores conditional PUTs takes two.
+    """
     found = check_repository(store)
     if found is not None:
         return found
@@ -60,9 +67,11 @@ def open_repository(store: ObjectStore, *, was_used: bool = False) -> str:
             "mount what should be there; give another place another name; to begin there anew: "
             "stillframe snapshot create --full",
         )
-    fresh = records.Repository(id=new_id(), created=now())
-    if store.put_if_absent(layout.REPOSITORY, records.encode(fresh)):
-        return fresh.id
+    with opening:
+        fresh = records.Repository(id=new_id(), created=now())
+        found = check_repository(store)
+        if found is not None or store.put_if_absent(layout.REPOSITORY, records.encode(fresh)):
+            return found or fresh.id
     data = store.get(layout.REPOSITORY, records.SMALL_BYTES_MAX) or b""
     return records.decode(data, records.Repository, layout.REPOSITORY).id
 

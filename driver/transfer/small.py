@@ -35,6 +35,7 @@ class Open:
     repository: Repository
     store: Retrying
     remembered: Remembered = field(default_factory=Remembered)
+    opening: threading.Lock = field(default_factory=threading.Lock)  # held while a new prefix becomes a repository
 
     def within(self, left: Left) -> Open:
         """The same, for who waits no longer than there is `left`."""
@@ -82,7 +83,7 @@ def begin(of: Open, spec: Spec, result: Result, begun: Begun) -> None:
 
     repository, store = of.repository, of.store.watched(Watch(count, nothing))
     session = specs.parse(spec, specs.Begin)
-    repository_id = catalog.open_repository(store, was_used=bool(session.parents))
+    repository_id = catalog.open_repository(store, of.opening, was_used=bool(session.parents))
     conditions = honours_conditions(repository, store)
     beginning = catalog.Beginning(session.snapshot, session.volume, session.lineage, session.node, session.group)
     found = catalog.begin(store, beginning, session.parents, result, repository.name, conditions=conditions)
@@ -95,7 +96,7 @@ def begin(of: Open, spec: Spec, result: Result, begun: Begun) -> None:
 
 def check(of: Open, spec: Spec, result: Result) -> None:
     """-> {conditional_put}: whether it honours them. Fails if it cannot be written to. A new prefix becomes a repository."""
-    catalog.open_repository(of.store)
+    catalog.open_repository(of.store, of.opening)
     result["conditional_put"] = of.honours_conditions()
 
 

@@ -224,3 +224,17 @@ def test_who_asks_again_waits_for_what_a_dead_service_had_begun(rig: Rig) -> Non
             rig.call("start", job="catalog-x", kind="list", spec={"repository": hanging})
         client = TransferClient(rig.state / "run" / "transfer.sock")
         assert client.ask("catalog-x", "list", {"repository": rig.add_folder()}) == {"snapshots": []}
+
+
+def test_sessions_that_are_first_in_a_new_prefix_are_in_one_repository(rig: Rig, rclone_s3: S3Server) -> None:
+    """All at once, and the store takes the object of each."""
+    for turn in range(5):
+        repository = rig.add_s3(rclone_s3, f"new-{turn}")
+        begun = [
+            rig.begin_job("begin", {
+                "repository": repository, "snapshot": {"id": new_id(), "name": f"s{number}"}, "node": "node-1",
+                "volume": {"id": new_id(), "name": f"v{number}"}, "lineage": new_id(),
+            })
+            for number in range(6)
+        ]  # fmt: skip
+        assert len({rig.wait(job)["repository_id"] for job in begun}) == 1
