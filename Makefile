@@ -10,14 +10,16 @@ IMAGE ?= docker.io/library/stillframe:0.1.0
 BUILDER ?= docker build
 HELM ?= helm
 CLUSTER ?= kind
+export CLUSTER
 
 .PHONY: demo test check sanity e2e soak proto bench image manifests clean
 
 demo: $(STAMP)
 	$(BIN)/stillframe demo --size $(SIZE) $(if $(REPOSITORY),--repository '$(REPOSITORY)')
 
+# With CLUSTER, the stories that do not take long, too, on such a cluster; see e2e.
 test: check
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests $(if $(filter-out kind,$(CLUSTER)),e2e -m 'not thorough')
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,7 +32,7 @@ sanity: $(STAMP)
 # Stories on a cluster: kind, or a program with the verbs of e2e/machines.py. STORIES picks some, as pytest's -k does; QUICK=1
 # leaves those out that take long.
 e2e: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" CLUSTER='$(CLUSTER)' $(BIN)/python -m pytest -v e2e $(if $(STORIES),-k '$(STORIES)') $(if $(QUICK),-m 'not thorough')
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -v e2e $(if $(STORIES),-k '$(STORIES)') $(if $(QUICK),-m 'not thorough')
 
 soak: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.soak --minutes $(MINUTES)

@@ -73,8 +73,8 @@ class TestBed:
 
     def up(self) -> None:
         if not self._is_up():
-            self._run("up", "--nodes", "2")
             self._started = True
+            self._run("up", "--nodes", "2")
         self.programs = self._environment()
         self.kubeconfig = Path(self.programs["KUBECONFIG"])
         self.store = Store(
