@@ -162,7 +162,8 @@ def clean(volumes: Volumes, argument: Argument) -> dict[str, Any]:
         device = loop.LoopDevice.of(noted)
         try:
             if not loop.abandon(noted["node"], device):
-                stuck.append(f"{noted['node']} (loop{device.number}) is still in use, dead; it goes with its last user")
+                dead = f"{noted['node']} (loop{device.number})"
+                stuck.append(f"{dead} is still in use, dead: unmount it; it goes with its last user")
             files.remove(record)
         except OSError as error:
             stuck.append(f"{noted['node']}: {error}")

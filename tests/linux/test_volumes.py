@@ -193,7 +193,7 @@ def test_a_dead_device_goes_with_its_last_user() -> None:
         with mounted(device):
             made.kill()
             made.start()
-            assert "dead; it goes with its last user" in made.log.read_text()
+            assert "dead: unmount it; it goes with its last user" in made.log.read_text()
             made.call("volume.attach", name="v")
             new = noted(made)
             assert dead.exists() and new.exists()
