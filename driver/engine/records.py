@@ -95,8 +95,9 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("volumes", "sessions", "run", "run/disks", "run/loops"):
-            (path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (path / name).mkdir(mode=0o700, exist_ok=True)
 
     def engine_id(self) -> str:
         """The engine's own id, made at the first start. Raises Unsupported for the folder of a newer version."""

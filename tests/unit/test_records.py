@@ -84,3 +84,8 @@ def test_an_engine_without_an_id_does_not_start(tmp_path: Path, content: str) ->
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(DataCorrupt, match="no engine_id"):
         Folder(tmp_path).engine_id()
+
+
+def test_a_state_folder_that_is_made_is_its_owners_alone(tmp_path: Path) -> None:
+    made = Folder(tmp_path / "state").path
+    assert {oct(path.stat().st_mode & 0o777) for path in (made, *made.rglob("*"))} == {"0o700"}
