@@ -51,12 +51,15 @@ class Watch:
 class Retrying:
     """An ObjectStore whose calls are repeated as the policy says, but not for longer than there is `left`."""
 
-    def __init__(self, store: Store, policy: Policy, watch: Watch | None = None, left: Left | None = None) -> None:
+    def __init__(
+        self, store: Store, policy: Policy, watch: Watch | None = None, left: Left | None = None,
+        attempts: futures.Executor | None = None,
+    ) -> None:  # fmt: skip
         self._store = store
         self._policy = policy
         self._watch = watch or Watch(nothing, nothing)
         self._left = left
-        self._attempts = futures.ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="attempt")  # for those within a time
+        self._attempts = attempts or futures.ThreadPoolExecutor(_AT_ONCE, "attempt")  # for those within a time
         stop = tenacity.stop_never if policy.seconds is None else tenacity.stop_after_delay(policy.seconds)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RepositoryUnavailable),
@@ -69,17 +72,12 @@ class Retrying:
 
     def watched(self, watch: Watch) -> Retrying:
         """The same store, whose attempts `watch` is told of instead."""
-        return self._like(watch, self._left)
+        return Retrying(self._store, self._policy, watch, self._left, self._attempts)
 
     def within(self, left: Left) -> Retrying:
         """The same store for who waits no longer than there is `left`: a request that takes longer is RepositoryUnavailable,
         and may still be done. At most eight such requests are under way at once, others wait for their turn."""
-        return self._like(self._watch, left)
-
-    def _like(self, watch: Watch, left: Left | None) -> Retrying:
-        made = Retrying(self._store, self._policy, watch, left)
-        made._attempts = self._attempts
-        return made
+        return Retrying(self._store, self._policy, self._watch, left, self._attempts)
 
     def _before(self, state: tenacity.RetryCallState) -> None:
         self._watch.request()
