@@ -121,6 +121,21 @@ class Engine:
         with socket.socket(socket.AF_UNIX) as connection:
             return connection.connect_ex(str(self.state / "run" / name)) == 0
 
+    def signal(self, number: int) -> None:
+        """Send it to the keeper."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def ended(self) -> int:
+        """Wait until the engine ends by itself, or as it was told to; its exit code."""
+        assert self.process is not None
+        code = self.process.wait(120)
+        self.process = None
+        return code
+
     def stop(self) -> None:
         """SIGTERM, and wait."""
         if self.process is not None:

@@ -76,18 +76,15 @@ def test_a_device_of_a_volume_that_is_left_out_is_waited_for() -> None:
     with engine("--grace", "600") as made:
         device = made.volume("v", SIZE)
         run("mkfs.ext4", "-q", device)
-        process = made.process
-        assert process is not None
         with mounted(device) as folder:
             cut_short(made.state / "volumes" / made.call("volume.show", name="v")["id"] / "volume.json")
             restart_service(made)
-            process.send_signal(signal.SIGTERM)
+            made.signal(signal.SIGTERM)
             for number in range(20):
                 (folder / f"f{number}").write_text("still served")
                 os.sync()
-            assert process.poll() is None
-        assert process.wait(60) == 0
-        made.process = None
+            assert made.runs()
+        assert made.ended() == 0
 
 
 def test_of_two_volumes_of_one_name_one_is_left_out(one: Engine) -> None:

@@ -26,11 +26,8 @@ SIZE = 32 * MIB
 def test_with_nothing_attached_it_stops_at_once() -> None:
     with engine("--grace", "600") as made:
         made.call("volume.create", name="v", size_bytes=SIZE)
-        process = made.process
-        assert process is not None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
-        made.process = None
+        made.signal(signal.SIGTERM)
+        assert made.ended() == 0
         assert not os.path.ismount(made.state / "dev")
 
 
@@ -79,57 +76,45 @@ def test_a_service_that_cannot_start_again_takes_no_device_away() -> None:
             (made.state / "state.json").write_text(content)
             made.wait_ready()
             kill_service(made)
-        process = made.process
-        assert process is not None
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 9
-        made.process = None
+        made.signal(signal.SIGTERM)
+        assert made.ended() == 9
 
 
 def test_without_a_service_it_serves_on_until_the_device_is_free() -> None:
     with engine("--grace", "600") as made:
         device = made.volume("v", SIZE)
         run("mkfs.ext4", "-q", device)
-        process = made.process
-        assert process is not None
         with mounted(device) as folder:
             kill_service(made)
-            process.send_signal(signal.SIGTERM)
+            made.signal(signal.SIGTERM)
             said = made.log.read_text().count("is not JSON")
             wait_until(lambda: made.log.read_text().count("is not JSON") > said + 1)
             (folder / "file").write_text("still served")
             os.sync()
-            assert process.poll() is None
-        assert process.wait(60) == 9
-        made.process = None
+            assert made.runs()
+        assert made.ended() == 9
 
 
 def test_without_a_service_it_stops_when_the_grace_is_over() -> None:
     with engine("--grace", "1") as made:
         device = made.volume("v", SIZE)
-        process = made.process
-        assert process is not None
         with open(device, "rb"):
             kill_service(made)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 9
-            made.process = None
+            made.signal(signal.SIGTERM)
+            assert made.ended() == 9
 
 
 def test_with_a_device_in_use_it_serves_until_that_is_free() -> None:
     with engine("--grace", "600") as made:
         device = made.volume("v", SIZE)
         run("mkfs.ext4", "-q", device)
-        process = made.process
-        assert process is not None
         with mounted(device) as folder:
-            process.send_signal(signal.SIGTERM)
+            made.signal(signal.SIGTERM)
             for number in range(20):
                 (folder / f"f{number}").write_text("still served")
                 os.sync()
-            assert process.poll() is None
-        assert process.wait(120) == 0
-        made.process = None
+            assert made.runs()
+        assert made.ended() == 0
 
 
 def test_a_stop_is_not_lost_with_the_service_that_dies_just_then() -> None:
@@ -137,20 +122,17 @@ def test_a_stop_is_not_lost_with_the_service_that_dies_just_then() -> None:
     with engine("--grace", "600") as made:
         device = made.volume("v", SIZE)
         run("mkfs.ext4", "-q", device)
-        process = made.process
-        assert process is not None
         service = Path(f"/proc/{made.call('engine.info')['pid']}")
         with mounted(device) as folder:
-            process.send_signal(signal.SIGSTOP)
+            made.signal(signal.SIGSTOP)
             os.kill(int(service.name), signal.SIGKILL)
             wait_until(lambda: "State:\tZ" in (service / "status").read_text())
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)
+            made.signal(signal.SIGTERM)
+            made.signal(signal.SIGCONT)
             made.wait_ready()
             (folder / "file").write_text("still served")
             os.sync()
-        assert process.wait(120) == 0
-        made.process = None
+        assert made.ended() == 0
 
 
 def test_a_stop_needs_no_service_where_nothing_is_held() -> None:
@@ -160,24 +142,18 @@ def test_a_stop_needs_no_service_where_nothing_is_held() -> None:
         record = record_of(made, "v")
         record.unlink()
         record.mkdir()
-        process = made.process
-        assert process is not None
         os.kill(made.call("engine.info")["pid"], signal.SIGKILL)
         wait_until(lambda: made.log.read_text().count("IsADirectoryError") > 1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(120) == 0
-        made.process = None
+        made.signal(signal.SIGTERM)
+        assert made.ended() == 0
 
 
 def test_when_the_grace_is_over_it_stops_all_the_same() -> None:
     with engine("--grace", "1") as made:
         device = made.volume("v", SIZE)
-        process = made.process
-        assert process is not None
         with open(device, "rb"):
-            process.send_signal(signal.SIGTERM)
-            process.wait(120)
-            made.process = None
+            made.signal(signal.SIGTERM)
+            made.ended()
         made.start()
         assert len(read_device(made.call("volume.attach", name="v")["device"], SIZE)) == SIZE
 
